@@ -1,0 +1,42 @@
+"""Ctrl-C: the first one cancels the job at the engine, the second one leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from worker_adapters.cli.exits import INTERRUPTED
+from worker_adapters.stream import TokenStream
+
+
+class Interrupt:
+    """Has Ctrl-C come?"""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self.came = False
+        self._stream = stream
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler. ``cancel`` may be called from one; its reader then gets the end of the job."""
+        if self.came:
+            os._exit(INTERRUPTED)
+        self.came = True
+        self._stream.cancel()
+
+
+@contextmanager
+def cancelling(stream: TokenStream) -> Iterator[Interrupt]:
+    """While inside, Ctrl-C cancels ``stream``. A process that was told to ignore Ctrl-C (nohup, ``&``) still does."""
+    interrupt = Interrupt(stream)
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        yield interrupt
+        return
+    signal.signal(signal.SIGINT, interrupt.handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
