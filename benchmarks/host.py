@@ -1,7 +1,8 @@
 """What the host adds to an adapter: CPU a token of a dispatched stream, and CPU a job of routing.
 
-CPU is user and system time of the client's process (getrusage), of all its threads. Every measurement is a process of
-its own; the ways take turns, round by round, so that whatever else the machine does hits all alike.
+CPU is user and system time of the client's process (getrusage), of all its threads. A round is a process of its own;
+in it the ways take turns, block by block, so that whatever else the machine does hits all alike: two processes of the
+same program differ by more than the host adds.
 
     python benchmarks/host.py                   about a minute
     python benchmarks/host.py --engine vllm
@@ -75,36 +76,46 @@ TOKEN_GOAL = 5.0
 JOB_GOAL = 30.0
 
 
-def measure_here(name: str, engine: str, url: str, tokens: int, jobs: int) -> dict[str, object]:
-    """What a child process does: warm up, then ``jobs`` jobs of ``tokens`` tokens."""
+#: Jobs of a way before the next one's turn.
+BLOCK = 50
+
+
+def measure_here(names: list[str], engine: str, url: str, tokens: int, jobs: int) -> list[dict[str, object]]:
+    """What a child process does: warm up, then ``jobs`` jobs of ``tokens`` tokens for each way, in turns."""
     with ExitStack() as stack:
         adapters = [stack.enter_context(connect(engine, url, model=MODEL)) for _ in range(2)]
         host = stack.enter_context(AdapterHost())
         for number, ours in enumerate(adapters):
             ours.keeps_streams = True  # llama.cpp does not, but the load server does: no cost of connecting
             host.bind(POOL, f"r{number}", ours)
-        way = {**STREAMS, **JOBS}[name](adapters[0], host, DIALECTS[engine].task(0.0))
+        ways = [{**STREAMS, **JOBS}[name](adapters[0], host, DIALECTS[engine].task(0.0)) for name in names]
         host.look()  # else its first one, which imports what it needs, falls into the measurement
-        for _ in range(20):
-            way(1)
-        before = cpu()
-        texts = {way(tokens) for _ in range(jobs)}
-        took = cpu() - before
-    return {"us": took * 1e6 / (tokens * jobs), "texts": sorted(texts)}
+        for way in ways:
+            for _ in range(20):
+                way(1)
+        block = min(jobs, BLOCK)
+        spent: list[list[float]] = [[] for _ in ways]
+        texts: set[str] = set()
+        for number in range(jobs // block):
+            for turn in range(len(ways))[:: 1 if number % 2 else -1]:
+                before = cpu()
+                texts.update(ways[turn](tokens) for _ in range(block))
+                spent[turn].append((cpu() - before) * 1e6 / (tokens * block))
+    return [{"us": us, "texts": sorted(texts)} for us in spent]
 
 
-def measure(core: int | None, *job: object) -> tuple[float, str]:
-    """One measurement in a fresh process: microseconds of CPU a token, and the text."""
+def measure(core: int | None, *job: object) -> list[dict[str, Any]]:
+    """One round in a fresh process: for each way its blocks' microseconds of CPU a token, and the text."""
     child = python(__file__, "--child", json.dumps([core, *job]))
     out, _ = child.communicate()
     if child.returncode:
         raise SystemExit(f"{job[0]}: the client failed")
-    found = json.loads(out)
-    return found["us"], "|".join(found["texts"])
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
 
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """All rounds: kind of measurement -> way -> microseconds, one value a round."""
+    """All rounds: kind of measurement -> way -> microseconds, one value a block."""
     kinds: dict[str, tuple[dict[str, Any], int, int]] = {
         "token": (STREAMS, options.tokens, 1),
         "job": (JOBS, 1, options.jobs),
@@ -114,19 +125,17 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     with Server(server_core) as url:
         for number in range(options.rounds):
             for kind, (ways, tokens, jobs) in kinds.items():
-                texts = set()
-                for name in list(ways)[:: 1 if number % 2 else -1]:
-                    us, text = measure(client_core, name, options.engine, url, tokens, jobs)
-                    found[kind][name].append(us)
-                    texts.add(text)
-                if len(texts) != 1:
+                told = measure(client_core, list(ways), options.engine, url, tokens, jobs)
+                for name, way in zip(ways, told, strict=True):
+                    found[kind][name] += way["us"]
+                if len({text for way in told for text in way["texts"]}) != 1:
                     raise SystemExit("the ways disagree about the text")
             note(f"round {number + 1} of {options.rounds}")
     return found
 
 
 def added(values: dict[str, list[float]], way: str, to: str) -> list[float]:
-    """What a way costs more than another, round by round."""
+    """What a way costs more than another, block by block."""
     return [more - less for more, less in zip(values[way], values[to], strict=True)]
 
 
@@ -154,7 +163,7 @@ def main() -> None:
         summary = {name: {"median": median(values), "goal": goal} for name, values, goal in goals}
         say(json.dumps({"python": sys.version, "options": vars(options), "us": found, "added": summary}, indent=2))
         return
-    say(f"{options.engine}, CPU in microseconds, min / median / max of {options.rounds} rounds; two replicas\n")
+    say(f"{options.engine}, CPU in microseconds, min / median / max of the blocks; two replicas\n")
     table((f"a stream of {options.tokens} tokens", "a token"), [(n, spread(v)) for n, v in found["token"].items()])
     say()
     table((f"{options.jobs} jobs of one token", "a job"), [(n, spread(v, 0)) for n, v in found["job"].items()])
