@@ -56,8 +56,9 @@ def adapters(server: RealTriton, model: str) -> Iterator[dict[str, WorkerAdapter
 
 
 def awake(server: RealTriton, engine: WorkerAdapter, model: str) -> None:
-    """Let the model say its text. Its process is now and then found dead at its first job already (seen twice with
-    2.51); then it is loaded anew.
+    """Let the model say its text. Triton's Python backend (2.51) holds a model's process for dead when it has not said
+    that it lives within a second of a message; where the machine stalls that long it is wrong (seen twice), and stays
+    so. Then the model is loaded anew.
     """
     try:
         assert engine.submit(prompt()).result().text == TEXT
