@@ -326,4 +326,4 @@ def test_status_explains_itself() -> None:
     """--help gives examples, and the exit codes."""
     shown = CliRunner().invoke(cli, ["status", "--help"], prog_name="worker-adapters").output
     assert "worker-adapters status --config pools.toml" in shown
-    assert "for status: every pool" in " ".join(shown.split())
+    assert "0 every pool has a ready replica" in " ".join(shown.split())

@@ -24,7 +24,7 @@ Examples:
 
 @click.group(
     help=f"One blocking contract in front of every LLM engine.\n{EXAMPLES}",
-    epilog=f"\b\nExit codes:\n{table()}",
+    epilog=f"\b\nExit codes:\n{table('done, and all is well: each command says what that means')}",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(worker_adapters.__version__, message="%(prog)s %(version)s")

@@ -39,7 +39,11 @@ ADVICE: dict[type[WorkerError], str] = {
 }
 
 
-@click.command(help=HELP, short_help="Name the server at a URL.", epilog=f"\b\nExit codes:\n{table()}")
+@click.command(
+    help=HELP,
+    short_help="Name the server at a URL.",
+    epilog=f"\b\nExit codes:\n{table('the server has a name')}",
+)
 @click.option("--api-key", metavar="env:NAME", help="The environment variable that holds the API key.")
 @click.option(
     "--timeout", type=float, default=4.0, show_default=True, metavar="SECONDS", help="For naming it, all in all."

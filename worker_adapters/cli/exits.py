@@ -99,10 +99,13 @@ def explain(error: WorkerError) -> str:
     return f"{error.code}: {message}{so_far}. {exit_for(error).advice(error)}".strip()
 
 
-def table() -> str:
-    """The codes as the help shows them, one a line."""
+def table(done: str = "the answer is complete") -> str:
+    """The codes as the help shows them, one a line.
+
+    :param done: what a command promises with 0.
+    """
     rows: list[tuple[int, str]] = [
-        (DONE, "the answer is complete; for demo: all of it happened; for status: every pool has a ready replica"),
+        (DONE, done),
         (FAILED, "for demo: something did not happen; the output cannot be written"),
         (USAGE, "the command line is wrong, or a package is missing"),
         *((row.code, f"{row.error.__name__}: {row.meaning}") for row in EXITS),

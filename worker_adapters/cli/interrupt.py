@@ -7,15 +7,22 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
 
 from worker_adapters.cli.exits import INTERRUPTED
-from worker_adapters.stream import TokenStream
+
+
+class Cancellable(Protocol):
+    """What Ctrl-C cancels: a stream, or many."""
+
+    def cancel(self) -> bool:
+        """From a signal handler; never blocks."""
 
 
 class Interrupt:
     """Has Ctrl-C come?"""
 
-    def __init__(self, stream: TokenStream) -> None:
+    def __init__(self, stream: Cancellable) -> None:
         self.came = False
         self._stream = stream
 
@@ -28,7 +35,7 @@ class Interrupt:
 
 
 @contextmanager
-def cancelling(stream: TokenStream) -> Iterator[Interrupt]:
+def cancelling(stream: Cancellable) -> Iterator[Interrupt]:
     """While inside, Ctrl-C cancels ``stream``. A process that was told to ignore Ctrl-C (nohup, ``&``) still does."""
     interrupt = Interrupt(stream)
     before = signal.getsignal(signal.SIGINT)

@@ -42,7 +42,11 @@ COLORS = {"healthy": "green", "degraded": "yellow", "unhealthy": "red", "open": 
 ENDLESS = 10_000
 
 
-@click.command(help=HELP, short_help="Show the pools of a config.", epilog=f"\b\nExit codes:\n{table()}")
+@click.command(
+    help=HELP,
+    short_help="Show the pools of a config.",
+    epilog=f"\b\nExit codes:\n{table('every pool has a ready replica')}",
+)
 @click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False), help="A TOML file of pools.")
 @click.option("--timeout", type=float, default=2.0, show_default=True, metavar="SECONDS", help="For a health check.")
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
