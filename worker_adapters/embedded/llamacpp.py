@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
+from worker_adapters.embedded.model_file import check_model_file
 from worker_adapters.embedded.recite import write_recite_gguf
 
 if os.name == "posix":
@@ -31,10 +33,20 @@ __all__ = ["EmbeddedLlamaCpp", "EmbeddedServerError"]
 
 _CHILD = Path(__file__).with_name("llamacpp_child.py")
 _LOG_TAIL_LINES = 15
+#: The first error in llama.cpp's log says what is wrong, the later ones what it gave up because of it. Before the words
+#: stand the names of C++ functions.
+_COMPLAINT = re.compile(r"^\S+ E +(?:\w+: +)?(?:(?:error|failed to)[a-z ]*: +)*(.+)$", re.MULTILINE)
 
 
 class EmbeddedServerError(RuntimeError):
-    """The embedded server did not start; the message holds the last lines of its log."""
+    """The embedded server did not start; the message holds the last lines of its log.
+
+    :ivar reason: the same in one line: llama.cpp's own words, or else what became of its process.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class EmbeddedLlamaCpp:
@@ -198,8 +210,8 @@ class EmbeddedLlamaCpp:
         """Start the server and wait until it is ready; a no-op while it runs. After a kill it starts on the same port.
 
         :raises ImportError: the wheel ``xllamacpp`` is missing.
-        :raises FileNotFoundError: there is no model file.
-        :raises ValueError: the model file is no GGUF file.
+        :raises OSError: there is no model file, or it cannot be read.
+        :raises ValueError: the model file is empty, or no GGUF file.
         :raises EmbeddedServerError: the server ended, refused a parameter or the model, or was not ready in time.
         """
         if self.running:
@@ -212,7 +224,7 @@ class EmbeddedLlamaCpp:
                 name="xllamacpp",
             )
         if self._model is not None:
-            _check_model(self._model)
+            check_model_file(self._model)
         self._end(grace=0.0)
         try:
             self._launch()
@@ -339,7 +351,9 @@ class EmbeddedLlamaCpp:
     def _failure(self, what: str) -> EmbeddedServerError:
         tail = self.log_tail()
         log = f"; its log ends:\n{tail}" if tail else ""
-        return EmbeddedServerError(f"the embedded llama.cpp server {what}{log}")
+        complaint = _COMPLAINT.search(tail)
+        reason = complaint.group(1) if complaint else what
+        return EmbeddedServerError(f"the embedded llama.cpp server {what}{log}", reason)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._run is None or not self.running:
@@ -430,15 +444,6 @@ def _take_lease(path: Path) -> io.FileIO:
             f"hold_loading needs Linux and a model file of one's own that nobody has open: {error} ({path})"
         ) from error
     return file
-
-
-def _check_model(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"no model file {path}")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ValueError(f"the model file {path} is no GGUF file (it starts with {magic!r})")
 
 
 def _free_port(host: str) -> int:
