@@ -49,6 +49,7 @@ class WorkerAdapter(ABC):
 
     #: Catalog name, as in every frame, error and log line.
     engine: ClassVar[str] = ""
+    #: What it can do; hosts and tools branch on these, never on its name.
     capabilities: Capabilities = Capabilities()
 
     @abstractmethod

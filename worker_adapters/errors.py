@@ -31,6 +31,7 @@ class WorkerError(Exception):
     :param request_id: the server's own name of the request (``x-request-id``), for its support or its log.
     """
 
+    #: What names the class in frames, logs and on the command line.
     code: ClassVar[str] = "UNKNOWN"
     #: May an error of this class ever be retried? The upper bound of ``retriable``.
     may_retry: ClassVar[bool] = False
@@ -110,10 +111,10 @@ def _rebuild(cls: type[WorkerError], fields: dict[str, Any]) -> WorkerError:
 
 
 class WorkerTimeout(WorkerError, TimeoutError):
-    """One of the clocks fired. ``clock`` says which: connect, first_token, between_tokens, total, pool, engine.
+    """One of the clocks fired. Only ``connect`` and ``pool`` may be retried: in both the engine never saw the job.
 
-    ``engine`` is the server's own time-out (HTTP 408 or 504, a queue time-out). Only ``connect`` and ``pool`` may be
-    retried: in both the engine never saw the job.
+    :param clock: which: ``connect``, ``first_token``, ``between_tokens``, ``total``, ``pool``, or ``engine``, the
+        server's own time-out (HTTP 408 or 504, a queue time-out).
     """
 
     code = "TIMEOUT"
@@ -154,7 +155,10 @@ class StreamTruncated(EngineUnavailable):
 
 
 class InvalidRequest(WorkerError, ValueError):
-    """The request is wrong, by our validation or by the engine's (400, 422). ``field`` names the culprit if known."""
+    """The request is wrong, by our validation or by the engine's (400, 422).
+
+    :param field: names the culprit, if it is known: a field of the task (``extra.min_tokens``) or an option.
+    """
 
     code = "INVALID_REQUEST"
     fields = (*WorkerError.fields, "field")
@@ -170,7 +174,11 @@ def invalid(field: str, want: str) -> InvalidRequest:
 
 
 class ContextOverflow(InvalidRequest):
-    """The prompt does not fit: ``prompt_tokens`` were asked for, ``context_size`` is what one slot has."""
+    """The prompt does not fit.
+
+    :param prompt_tokens: what was asked for, if the engine tells.
+    :param context_size: what one job can have, in tokens.
+    """
 
     code = "CONTEXT_OVERFLOW"
     fields = (*InvalidRequest.fields, "prompt_tokens", "context_size")

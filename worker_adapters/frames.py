@@ -31,7 +31,12 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class StartedFrame(Frame, frozen=True, gc=False):
-    """The engine accepted the job: its first event that was neither a comment nor an error has come."""
+    """The engine accepted the job: its first event that was neither a comment nor an error has come.
+
+    :param engine: catalog name, e.g. ``"vllm"``.
+    :param engine_version: as the engine tells it, else ``"unknown"``.
+    :param model: the one at work, as far as it is known.
+    """
 
     type: ClassVar[Literal["started"]] = "started"
     job_id: str
@@ -50,7 +55,12 @@ class StartedFrame(Frame, frozen=True, gc=False):
 
 
 class TokenFrame(Frame, frozen=True, gc=False):
-    """A piece of the answer. ``index`` is contiguous from 0; ``logprob`` and ``token_id`` if asked for."""
+    """A piece of the answer; never empty, never half a character.
+
+    :param index: contiguous from 0.
+    :param logprob: natural logarithm of its probability, if ``logprobs`` were asked for.
+    :param token_id: the model's number of the token, if ``logprobs`` were asked for and the engine tells it.
+    """
 
     type: ClassVar[Literal["token"]] = "token"
     text: str
@@ -68,7 +78,10 @@ class TokenFrame(Frame, frozen=True, gc=False):
 
 
 class ReasoningFrame(Frame, frozen=True, gc=False):
-    """A piece of the model's thinking, counted on its own from 0."""
+    """A piece of the model's thinking.
+
+    :param index: contiguous from 0, counted apart from the answer's.
+    """
 
     type: ClassVar[Literal["reasoning"]] = "reasoning"
     text: str
@@ -79,7 +92,13 @@ class ReasoningFrame(Frame, frozen=True, gc=False):
 
 
 class ToolCallFrame(Frame, frozen=True, gc=False):
-    """A piece of a tool call. ``index`` says which call; id and name come on its first frame only; arguments add up."""
+    """A piece of a tool call. The whole calls are in ``EndFrame.tool_calls``.
+
+    :param index: which call, from 0.
+    :param arguments: the next piece of its JSON text.
+    :param call_id: on the call's first frame only, as ``name``.
+    :param name: the function's.
+    """
 
     type: ClassVar[Literal["tool_call"]] = "tool_call"
     index: int
@@ -99,7 +118,12 @@ class ToolCallFrame(Frame, frozen=True, gc=False):
 
 @dataclass(frozen=True)
 class ToolCall(JsonValue):
-    """A whole tool call; ``arguments`` is the JSON text the model wrote, not parsed and not validated."""
+    """A whole tool call.
+
+    :param call_id: the engine's name of it, for the ``tool`` message that answers.
+    :param name: the function's.
+    :param arguments: the JSON text that the model wrote, not parsed and not validated.
+    """
 
     call_id: str | None
     name: str | None
@@ -120,12 +144,18 @@ class ToolCall(JsonValue):
 
 @dataclass(frozen=True)
 class Metrics(JsonValue):
-    """What a job cost. Times are milliseconds on the caller's clock; ``engine`` holds what the engine itself told.
+    """What a job cost. Times are milliseconds on the caller's clock, None if the job never came that far.
 
-    ``counts`` is ``"exact"`` if tokens_in and tokens_out are the engine's own, ``"counted"`` if tokens_out is the
-    number of content frames seen (tokens_in is then None unless the engine told it). ``queue_ms`` is start to the
-    engine's first event, ``first_token_ms`` start to the first content frame, ``decode_ms`` first to last content
-    frame; None if the job never came that far. ``tokens_per_second`` is (tokens_out - 1) / decode time.
+    :param tokens_in: tokens of the prompt; None if the engine did not tell.
+    :param tokens_out: tokens of the answer, reasoning included.
+    :param counts: ``"exact"`` if both numbers are the engine's own, ``"counted"`` if ``tokens_out`` is the number of
+        content frames seen.
+    :param queue_ms: start to the engine's first event: queue and prefill.
+    :param first_token_ms: start to the first content frame.
+    :param decode_ms: first to last content frame.
+    :param total_ms: start to end.
+    :param tokens_per_second: (tokens_out - 1) / decode time.
+    :param engine: what the engine itself told beside the tokens, under its own names.
     """
 
     tokens_in: int | None = None
@@ -144,7 +174,13 @@ class Metrics(JsonValue):
 
 
 class EndFrame(Frame, frozen=True):
-    """The engine said why it ended (or the job was cancelled). The last frame of every healthy stream."""
+    """The engine said why it ended (or the job was cancelled). The last frame of every healthy stream.
+
+    :param finish_reason: ``stop``, ``length``, ``cancelled``, ``tool_calls`` or ``content_filter``.
+    :param raw_finish_reason: the engine's own word for it; None if it has none, and for a cancelled job.
+    :param metrics: what the job cost.
+    :param tool_calls: the whole calls, in the order of their index.
+    """
 
     type: ClassVar[Literal["end"]] = "end"
     finish_reason: str
@@ -165,7 +201,11 @@ class EndFrame(Frame, frozen=True):
 
 
 class ErrorFrame(Frame, frozen=True):
-    """An error as a frame, for relays: ``fields`` are those of the error's class, ``code`` names the class."""
+    """An error as a frame, for relays.
+
+    :param code: names the error's class, e.g. ``"TIMEOUT"``.
+    :param fields: what the error says, by name: those of its class, ``WorkerError.fields`` and its own.
+    """
 
     type: ClassVar[Literal["error"]] = "error"
     code: str
@@ -212,6 +252,7 @@ FRAME_ORDER: dict[str | None, tuple[str, ...]] = {
     "error": (),
 }
 
+#: Whatever a stream may yield; ``frame.type`` tells which.
 AnyFrame = StartedFrame | TokenFrame | ReasoningFrame | ToolCallFrame | EndFrame | ErrorFrame
 
 

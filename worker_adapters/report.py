@@ -23,7 +23,7 @@ class HealthStatus(JsonValue):
     :param live: does it answer, and not that it is dead?
     :param ready: does it take jobs?
     :param message: why, in one line.
-    :param latency_ms: how long the answer took.
+    :param latency_ms: how long the answer took, in milliseconds.
     """
 
     state: str
@@ -59,13 +59,19 @@ class Capabilities(JsonValue):
 class EngineProps(JsonValue):
     """What an engine says of itself.
 
+    :param engine: catalog name.
+    :param engine_version: as the engine tells it, else ``"unknown"``.
+    :param model: the one that is served, or the adapter's default.
     :param model_digest: the engine's digest of the model, or an identity built from what it tells.
     :param context_size: tokens one job can use, prompt and answer together.
-    :param slots_total, slots_free: places for jobs, for engines with slots.
-    :param running, waiting: jobs inside the engine, for engines that batch.
+    :param slots_total: places for jobs, for engines with slots.
+    :param slots_free: those that are free now.
+    :param running: jobs at work inside the engine, for engines that batch.
+    :param waiting: jobs in its queue.
     :param kv_cache_usage: how full the KV cache is, 0 to 1.
     :param residency: where the weights are: gpu, partial (in part, or the KV cache is swapped out), cpu, or unknown (no
         positive signal).
+    :param capabilities: what the engine can do.
     :param raw: the engine's own answers, for what we do not interpret.
     """
 
@@ -86,7 +92,16 @@ class EngineProps(JsonValue):
 
 @dataclass(frozen=True)
 class Completion(JsonValue):
-    """A whole answer: what ``TokenStream.result()`` returns. A cancelled job's is partial."""
+    """A whole answer: what ``TokenStream.result()`` returns. A cancelled job's is partial.
+
+    :param text: the answer, without the reasoning.
+    :param finish_reason: as in :class:`EndFrame`, with ``raw_finish_reason``.
+    :param raw_finish_reason: the engine's own word for it.
+    :param reasoning: the model's thinking.
+    :param tool_calls: whole calls.
+    :param metrics: what the job cost.
+    :param job_id: whose answer it is.
+    """
 
     text: str
     finish_reason: str

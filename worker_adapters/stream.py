@@ -36,6 +36,7 @@ class TokenStream:
     or ``relay()``. One thread reads; any thread may ``cancel``. ``with`` sends nothing, it guarantees ``close()``.
     Dropping a stream closes it; a stream dropped unstarted gives a ResourceWarning, since its job was never sent.
 
+    :ivar job_id: the task's, or the one that was made for it.
     :raises WorkerError: from ``next()``, with ``tokens_seen`` and ``partial_text``.
     """
 

@@ -34,8 +34,14 @@ class TaskRequest(JsonValue):
     :param messages: a conversation (:class:`Message` or mappings).
     :param max_tokens: at most this many tokens, reasoning included; at least 1.
     :param temperature: 0 is greedy; None leaves the engine's default, as for every sampling field.
-    :param seed: for repeatable sampling.
+    :param top_p: sample among the likeliest tokens that together have this probability, 0 to 1.
+    :param top_k: sample among so many of the likeliest tokens.
+    :param min_p: drop tokens less likely than this share of the likeliest one's probability, 0 to 1.
+    :param seed: for repeatable sampling, 0 to 2**63 - 1; engines may take less.
     :param stop: strings that end the answer; they are not part of it.
+    :param presence_penalty: subtracted from the logit of every token that came before; OpenAI's scale, -2 to 2.
+    :param frequency_penalty: the same, times how often it came.
+    :param repetition_penalty: 1 is none; divides the logits of tokens that came before.
     :param logit_bias: token id -> bias.
     :param logprobs: None for none, else how many alternatives to ask for; token frames then carry logprob, token_id.
     :param tools: OpenAI form ``{"type": "function", "function": {"name", "description", "parameters"}}``.
@@ -154,6 +160,7 @@ def _written(value: Any) -> str:
         return ""
 
 
+#: What ``submit`` takes for a task: a TaskRequest, a prompt, or a conversation.
 TaskLike = TaskRequest | str | Sequence[Message | Mapping[str, Any]]
 _NAMES = tuple(f.name for f in fields(TaskRequest))
 _FIELD_NAMES = frozenset(_NAMES)

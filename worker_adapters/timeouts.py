@@ -16,15 +16,16 @@ MAX_SECONDS = 1e9
 class Timeouts:
     """Seconds, or None for no limit. Each fires within 50 ms of its value and costs nothing a token.
 
-    ``pool``: waiting for a free place in a pool of replicas (the host's).
-    ``connect``: every address of the name together, the proxy's CONNECT and the TLS handshake. A DNS lookup counts,
-    but cannot be interrupted: the clock fires when it returns.
-    ``first_token``: from the first byte sent to the first frame with content; queueing and prefill are in it.
-    ``between_tokens``: between frames with content. SSE keep-alive comments do not feed it.
-    ``total``: wall time from ``start()``, over all attempts; fires at the next wait or ``next()``.
-
     ``first_token`` and ``between_tokens`` run only while a reader waits for the engine: a slow consumer never trips
     them.
+
+    :param pool: waiting for a free place in a pool of replicas (the host's).
+    :param connect: every address of the name together, the proxy's CONNECT and the TLS handshake. A DNS lookup counts,
+        but cannot be interrupted: the clock fires when it returns.
+    :param first_token: from the first byte sent to the first frame with content; queueing and prefill are in it.
+    :param between_tokens: between frames with content. SSE keep-alive comments do not feed it.
+    :param total: wall time from ``start()``, over all attempts; fires at the next wait or ``next()``.
+    :raises InvalidRequest: naming the clock: no positive, finite number.
     """
 
     pool: float | None = 30.0

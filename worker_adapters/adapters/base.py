@@ -41,7 +41,9 @@ class HttpAdapter(HttpStreaming):
     :param headers: sent with every request.
     :param timeouts: a :class:`Timeouts`, or a mapping of the clocks to change.
     :param retry: a :class:`RetryPolicy`, or a mapping of its fields.
-    :param verify, ca, cert: TLS: verify the server (default), CA file or folder, our own certificate.
+    :param verify: TLS: is the server's certificate verified?
+    :param ca: file or folder of the certificate authorities to trust; None: the system's.
+    :param cert: our own certificate: a file, or one of the certificate and one of its key.
     :param proxy: used only if given, never for loopback.
     :param key_header: what carries the key: Authorization, as a Bearer token, or any other name, as it is.
     :param max_idle: idle connections to keep.
@@ -51,12 +53,15 @@ class HttpAdapter(HttpStreaming):
     :raises InvalidRequest: naming the option.
     """
 
+    #: The engine's usual address.
     default_url: ClassVar[str] = ""
+    #: Of the URLs that it takes.
     schemes: ClassVar[tuple[str, ...]] = HTTP
     #: What a health check asks.
     health_path: str = "/health"
     #: Does a health probe ask in a conversation? A prompt needs no chat template, but not every server takes one.
     probes_chat: bool = False
+    #: So many tokens a health probe generates.
     probe_tokens: int = 1
 
     def __init__(

@@ -44,12 +44,15 @@ class MockAdapter(JobAdapter):
     :param tool_calls: calls made after it, if the task has tools; they end it with ``tool_calls``.
     :param endless: repeat the answer until ``max_tokens``.
     :param silent_after: say nothing more after so many pieces of the answer.
-    :param delay: seconds before every piece; ``first_delay``: before the first event (the queue and the prefill).
-    :param error: raised after ``error_after`` pieces of the answer; by the first ``fail_first`` attempts, or by
-        all.
+    :param delay: seconds before every piece.
+    :param first_delay: seconds before the first event: the queue and the prefill.
+    :param error: raised after ``error_after`` pieces of the answer.
+    :param error_after: pieces; 0 refuses the job.
+    :param fail_first: only so many attempts fail; None: all.
     :param health: ``healthy``, ``degraded`` (loading: jobs are refused, and that may be retried) or ``unhealthy``
         (down). Assign ``adapter.state`` to change it.
-    :param version, context_size: what props report; one word of prompt counts as one token.
+    :param version: what props report.
+    :param context_size: the same; a prompt with more words, each a token, is ``ContextOverflow``.
     :raises InvalidRequest: naming the option.
     """
 

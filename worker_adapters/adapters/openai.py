@@ -71,8 +71,10 @@ class OpenAIHttpAdapter(HttpAdapter):
     :param api: ``"auto"``: messages go to /chat/completions, prompts to /completions. ``"chat"``: a prompt is sent as
         the user's one message, for servers without /completions. ``"completions"``: prompts only. ``"responses"``: the
         Responses API.
-    :param organization, project: for OpenAI's headers of these names.
-    :param api_version: Azure's, e.g. ``"2024-10-21"``. ``deployment``: its name; None: the task's model.
+    :param organization: for OpenAI's header of this name.
+    :param project: the same.
+    :param api_version: Azure's, e.g. ``"2024-10-21"``.
+    :param deployment: Azure's name of it; None: the task's model.
     :param limit_field: what the server calls the token limit of a chat: ``"max_tokens"`` or
         ``"max_completion_tokens"``. None: the new name for OpenAI and Azure, the old one for all others, and the other
         one as soon as the server refuses it.

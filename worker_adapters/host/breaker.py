@@ -16,7 +16,8 @@ class BreakerPolicy:
     """When a replica is left alone.
 
     :param failures: engine faults in a row that open the breaker.
-    :param open_for: seconds until a trial, doubled after every trial that fails, up to ``open_most``.
+    :param open_for: seconds until a trial, doubled after every trial that fails.
+    :param open_most: seconds, at most.
     """
 
     failures: int = 3

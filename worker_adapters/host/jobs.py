@@ -101,6 +101,9 @@ class Job(Future[Completion]):
     job's ``cancelled()`` is True and its ``result()`` the partial Completion. One that was dispatched with
     ``stream=True`` is an iterator of its frames, for one reader; ``ticks`` gives heartbeats. If that one is dropped
     before its end, it is cancelled: nobody could read it.
+
+    :ivar job_id: the task's, or the one that was made for it.
+    :ivar pool: where it was dispatched.
     """
 
     def __init__(self, job_id: str, pool: str, mark: JobState | None = None, run: Run | None = None) -> None:

@@ -23,8 +23,15 @@ FIELDS = (
 class JobInfo(msgspec.Struct):
     """Who a job is, for logs, observers and ``host.jobs()``.
 
-    :ivar replica, engine: None until it has a place. ``engine_version``: None until that engine has accepted it.
-    :ivar since: when it was submitted (Runtime.monotonic).
+    :param job_id: its name, for ``host.cancel``.
+    :param pool: where it was submitted.
+    :param priority: ``interactive`` or ``batch``.
+    :param since: when it was submitted: seconds, on the clock of ``time.monotonic``.
+    :param session_id: the task's.
+    :param correlation_id: the task's.
+    :param replica: None until it has a place.
+    :param engine: catalog name; None until it has a place.
+    :param engine_version: None until that engine has accepted it.
     """
 
     job_id: str

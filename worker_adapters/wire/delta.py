@@ -39,7 +39,13 @@ class WireRequest(msgspec.Struct, frozen=True):
 
 
 class ToolDelta(msgspec.Struct, frozen=True):
-    """A piece of tool call number ``index``; the engine says id and name at least once."""
+    """A piece of a tool call; the engine says id and name at least once.
+
+    :param index: which call, from 0.
+    :param arguments: the next piece of its JSON text.
+    :param call_id: the engine's name of the call.
+    :param name: the function's.
+    """
 
     index: int
     arguments: str = ""
@@ -48,14 +54,22 @@ class ToolDelta(msgspec.Struct, frozen=True):
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """The engine's own reason for ending, as it says it and as ours (frames.FINISH_REASONS)."""
+    """Why the engine ended.
+
+    :param reason: ours: ``stop``, ``length``, ``tool_calls`` or ``content_filter``.
+    :param raw: the engine's own word.
+    """
 
     reason: str
     raw: str | None
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Exact token counts, as the engine tells them."""
+    """Exact token counts, as the engine tells them.
+
+    :param tokens_in: of the prompt.
+    :param tokens_out: of the answer, reasoning included.
+    """
 
     tokens_in: int | None = None
     tokens_out: int | None = None
@@ -67,6 +81,8 @@ class EngineFault(msgspec.Struct, frozen=True):
     :param message: free text; may quote the prompt, so it is redacted before anybody sees it.
     :param field: the engine's machine-readable word for it: its ``type``, or ``code`` where it says no type.
     :param status: the status it claims, if it is in the body of a 200 stream.
+    :param prompt_tokens: how long the prompt is, if it says that this is the trouble.
+    :param context_size: and how long it may be.
     :param code: its ``code``, where that is a word.
     :param param: the request's field that it blames.
     :param began: tokens, or their count, stand beside it: the engine did start.
@@ -83,7 +99,19 @@ class EngineFault(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, gc=False):
-    """What one event adds. An empty one still proves that the engine works on the job."""
+    """What one event adds. An empty one still proves that the engine works on the job.
+
+    :param text: of the answer.
+    :param reasoning: of the model's thinking.
+    :param tools: pieces of tool calls.
+    :param logprob: of the token, if it was asked for.
+    :param token_id: of the token, if it was asked for.
+    :param finish: the engine's reason for ending. A stream without one is truncated.
+    :param usage: exact counts.
+    :param facts: further facts for ``metrics.engine``.
+    :param done: nothing more that matters will come; the connection may still have to end.
+    :param fault: the engine's error.
+    """
 
     text: str = ""
     reasoning: str = ""
@@ -92,9 +120,7 @@ class Delta(msgspec.Struct, gc=False):
     token_id: int | None = None
     finish: Finish | None = None
     usage: Usage | None = None
-    #: Further facts for ``metrics.engine``.
     facts: dict[str, Any] | None = None
-    #: Nothing more that matters will come; the connection may still have to end.
     done: bool = False
     fault: EngineFault | None = None
 
