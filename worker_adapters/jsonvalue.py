@@ -53,7 +53,7 @@ class JsonValue:
     def from_dict(cls: type[Self], data: Mapping[str, Any]) -> Self:
         """The value that ``to_dict`` wrote, validated again.
 
-        :raises ValueError: an unknown field; for a task it is an :class:`InvalidRequest`.
+        :raises ValueError: an unknown field; for a task it is an ``InvalidRequest``.
         """
         from dataclasses_json import DataClassJsonMixin  # 70 ms, see above
 

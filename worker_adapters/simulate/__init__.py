@@ -36,7 +36,7 @@ __all__ = [
     "VllmSimulator",
 ]
 
-# Catalog name of an engine -> "module:Class" of its simulator.
+#: Catalog name of an engine -> "module:Class" of its simulator.
 SIMULATORS = {
     "llamacpp": "worker_adapters.simulate.llamacpp:LlamaCppSimulator",
     "openai": "worker_adapters.simulate.openai:OpenAISimulator",

@@ -34,7 +34,11 @@ MAX_BODY = 8 * 1024 * 1024
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A whole answer."""
+    """A whole answer.
+
+    :param head: status and headers.
+    :param body: as it came.
+    """
 
     head: Head
     body: bytes

@@ -19,7 +19,12 @@ class EventTooLong(Exception):
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """One event: its data as UTF-8 bytes, its name, and the last id the stream has set."""
+    """One server-sent event.
+
+    :param data: UTF-8; its ``data:`` lines, joined.
+    :param name: what ``event:`` said.
+    :param id: the last one that the stream has set.
+    """
 
     data: bytes
     name: str = "message"
