@@ -9,7 +9,10 @@ from worker_adapters.cli import terminal
 from worker_adapters.cli.demo import demo
 from worker_adapters.cli.detect import detect
 from worker_adapters.cli.exits import INTERRUPTED, table
+from worker_adapters.cli.health import health
+from worker_adapters.cli.props import props
 from worker_adapters.cli.run import run
+from worker_adapters.cli.simulate import simulate
 from worker_adapters.cli.status import status
 
 EXAMPLES = """
@@ -34,7 +37,10 @@ def cli() -> None:
 
 cli.add_command(demo)
 cli.add_command(detect)
+cli.add_command(health)
+cli.add_command(props)
 cli.add_command(run)
+cli.add_command(simulate)
 cli.add_command(status)
 
 

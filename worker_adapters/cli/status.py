@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import click
 from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from worker_adapters.cli.exits import DONE, exit_for, table
-from worker_adapters.cli.terminal import answering, complain, console, visible
+from worker_adapters.cli.looks import grid, notes, print_json, showing
+from worker_adapters.cli.terminal import answering, complain
 from worker_adapters.errors import EngineUnavailable
 from worker_adapters.host.host import AdapterHost
 
@@ -37,9 +33,6 @@ Told = dict[str, dict[str, dict[str, Any]]]
 HEADINGS = ("POOL", "REPLICA", "ENGINE", "VERSION", "HEALTH", "BREAKER", "IN FLIGHT", "RESIDENCY")
 #: What is cut, where a terminal is narrow.
 ELASTIC = ("POOL", "REPLICA", "VERSION")
-COLORS = {"healthy": "green", "degraded": "yellow", "unhealthy": "red", "open": "red", "half_open": "yellow"}
-#: A pipe has no width: nothing is cut there.
-ENDLESS = 10_000
 
 
 @click.command(
@@ -55,7 +48,8 @@ ENDLESS = 10_000
 @click.pass_context
 def status(ctx: click.Context, /, *, config: str, timeout: float, watch: bool, every: float, as_json: bool) -> None:
     """See HELP."""
-    with answering(), AdapterHost.from_config(config) as host, _showing(as_json, watch) as show:
+    shown = nullcontext(print_json) if as_json else showing(render, watch)
+    with answering(), AdapterHost.from_config(config) as host, shown as show:
         if not host.props():
             raise click.UsageError(f"--config: {config} names no pool")
         while True:
@@ -67,33 +61,12 @@ def status(ctx: click.Context, /, *, config: str, timeout: float, watch: bool, e
     ctx.exit(_code(told))
 
 
-@contextmanager
-def _showing(as_json: bool, watch: bool) -> Iterator[Callable[[Told], object]]:
-    """Shows a look: as JSON, in the place of the one before, or below it."""
-    out = console()
-    if as_json:
-        yield lambda told: print(json.dumps(told), flush=True)
-    elif watch and out.is_terminal:
-        with Live(console=out, auto_refresh=False, vertical_overflow="visible") as live:
-            yield lambda told: live.update(render(told), refresh=True)
-    else:
-        if not out.is_terminal:
-            out.width = ENDLESS
-        yield lambda told: out.print(render(told), *([""] if watch else []))
-
-
 def render(told: Told) -> RenderableType:
     """What a host's ``props`` or ``look`` gives, as a table; what is wrong with a replica stands below it."""
     flat = [(pool, name, facts) for pool, replicas in told.items() for name, facts in replicas.items()]
     rows = [(pool, name, *_cells(facts)) for pool, name, facts in flat]
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in HEADINGS:
-        grid.add_column(heading, no_wrap=heading not in ELASTIC)
-    for row in rows:
-        cells = [Text(visible(cell), COLORS.get(cell, ""), no_wrap=True, overflow="ellipsis") for cell in row]
-        grid.add_row(*cells)
-    notes = [f"{pool}/{name}: {facts['message']}" for pool, name, facts in flat if facts["message"]]
-    return Group(grid, *[Text(visible(note), style="dim") for note in notes])
+    wrong = [(f"{pool}/{name}", facts["message"]) for pool, name, facts in flat]
+    return Group(grid(HEADINGS, rows, ELASTIC), *notes(wrong))
 
 
 def _cells(facts: dict[str, Any]) -> list[str]:

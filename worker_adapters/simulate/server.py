@@ -37,19 +37,22 @@ class ClientClose:
 
 
 class SimServer:
-    """Listens on 127.0.0.1 (port chosen by the system) or on `unix_path`; one daemon thread a connection.
+    """Listens on `host` and `port` (0: the system chooses one) or on `unix_path`; one daemon thread a connection.
 
     `handler(exchange)` answers each request; a subclass may override `handle` instead. `idle_timeout` seconds and
     `max_requests` bound a kept-alive connection; `handshake_silence` never answers the TLS hello; `send_buffer` bytes
     (SO_SNDBUF) makes back-pressure visible early. `record_limit` bounds the kept requests and closes.
 
-    Made with `with`: entering starts nothing more (the constructor has bound and listens), leaving closes.
+    Made with `with`: entering starts nothing more (the constructor has bound and listens), leaving closes. The
+    constructor raises OSError where the system refuses the address.
     """
 
     def __init__(
         self,
         handler: Callable[[Exchange], None] | None = None,
         *,
+        host: str = "127.0.0.1",
+        port: int = 0,
         unix_path: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
         handshake_silence: bool = False,
@@ -63,6 +66,7 @@ class SimServer:
         self._handshake_silence = handshake_silence
         self._idle_timeout = idle_timeout
         self._max_requests = max_requests
+        self._host = host
         self._unix_path = unix_path
         self._changed = threading.Condition()
         self._requests: deque[Request] = deque(maxlen=record_limit)
@@ -73,8 +77,8 @@ class SimServer:
         self._threads: dict[int, threading.Thread] = {}
         self._stopping = False
         self._reset_all = False
+        self._listener = self._listen(port, send_buffer)
         self._wake_read, self._wake_write = os.pipe()
-        self._listener = self._listen(send_buffer)
         self._acceptor = threading.Thread(target=self._accept_loop, name="simulate-accept", daemon=True)
         self._acceptor.start()
 
@@ -85,7 +89,9 @@ class SimServer:
         """The base URL: http, https or `unix://path`, without a final slash."""
         if self._unix_path is not None:
             return f"unix://{self._unix_path}"
-        return f"{'https' if self._ssl_context or self._handshake_silence else 'http'}://127.0.0.1:{self.port}"
+        scheme = "https" if self._ssl_context or self._handshake_silence else "http"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{scheme}://{host}:{self.port}"
 
     @property
     def port(self) -> int:
@@ -182,12 +188,19 @@ class SimServer:
 
     # -- threads -------------------------------------------------------------------------------------------------
 
-    def _listen(self, send_buffer: int | None) -> socket.socket:
-        family = socket.AF_INET if self._unix_path is None else socket.AF_UNIX
-        listener = socket.socket(family, socket.SOCK_STREAM)
+    def _listen(self, port: int, send_buffer: int | None) -> socket.socket:
+        tcp = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(tcp if self._unix_path is None else socket.AF_UNIX, socket.SOCK_STREAM)
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        listener.bind(("127.0.0.1", 0) if self._unix_path is None else self._unix_path)
+        if port:
+            # Of a server that was here a moment ago, connections may still be fading away.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self._host, port) if self._unix_path is None else self._unix_path)
+        except OSError:
+            listener.close()
+            raise
         listener.listen(1024)
         listener.setblocking(False)
         self._port = int(listener.getsockname()[1]) if self._unix_path is None else 0
