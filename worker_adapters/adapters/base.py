@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from worker_adapters.adapters.asking import PROPS, Asking
+from worker_adapters.adapters.identity import Answer
 from worker_adapters.adapters.over_http import HttpStreaming
 from worker_adapters.errors import WorkerError
-from worker_adapters.report import HealthStatus
+from worker_adapters.report import EngineProps, HealthStatus
 from worker_adapters.stream import TokenStream
 from worker_adapters.task import TaskLike
 from worker_adapters.timeouts import Timeouts, check_count, check_seconds
@@ -32,8 +33,8 @@ MAX_IDLE = 16
 class HttpAdapter(HttpStreaming):
     """Base of adapters over HTTP and server-sent events. Public: third parties derive from it.
 
-    A subclass supplies ``engine``, ``default_url``, ``encode``, ``decoder``, ``identity``, ``judge``, ``props`` and,
-    where the shared table is not enough, ``rules``.
+    A subclass supplies ``engine``, ``default_url``, ``capabilities``, ``encode``, ``decoder``, ``identity`` and, where
+    what is shared is not enough, ``judge``, ``props`` and ``rules``.
 
     :param url: base URL; None is the engine's usual address. A path and a query in it are kept.
     :param model: for tasks that name none.
@@ -150,12 +151,26 @@ class HttpAdapter(HttpStreaming):
         took = (self._network.monotonic() - began) * 1000.0
         return HealthStatus(status.state, status.live, status.ready, status.message, took)
 
-    def engine_version(self) -> str:
-        if not self.identity_questions:
-            return "unknown"
+    def props(self) -> EngineProps:
+        """What the answers to ``identity_questions`` say; a subclass whose engine tells more asks it for more.
+
+        :raises WorkerError: the engine is down or refuses us.
+        """
         asking = self.asking()
+        if not self.identity_questions:
+            self._get(self.health_path, PROPS)
+        version, model = self._told(asking)
+        return EngineProps(self.engine, version, model, capabilities=self.capabilities, raw=asking.raw)
+
+    def engine_version(self) -> str:
+        return self._told(self.asking())[0]
+
+    def _told(self, asking: Asking) -> Answer:
+        """Version and model, asked for now."""
+        if not self.identity_questions:
+            return self._identity.known
         (path, shape), *others = self.identity_questions
-        return self._identity.told(asking(path, shape), *(asking.maybe(*question) for question in others))[0]
+        return self._identity.told(asking(path, shape), *(asking.maybe(*question) for question in others))
 
     def close(self) -> None:
         self._pool.close()

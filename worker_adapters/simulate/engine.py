@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .exchange import Exchange, Header
+from .exchange import JSON_HEADERS, Exchange, Header
 from .faults import NO_FAULT, Fault
 from .peer import Gone
+from .recital import SENTENCE
 from .server import SimServer
 
 
@@ -142,12 +143,16 @@ class EngineSimulator(SimServer):
     A subclass says which requests generate (`generates`), answers (`answer`), and knows its error forms (`error_body`,
     `error_event`, `error_headers`); it takes a place with `slot` and plays a stream with `play`.
 
-    `delay` seconds come before each token, `prompt_delay` before the first; `events_per_write` events go in one write.
+    `tokens`: what it says, token by token; None: the words of the prompt, repeated up to the request's limit. `endless`
+    starts over in place of the end. Both are the subclass's to obey, and may be set at any time. `delay` seconds come
+    before each token, `prompt_delay` before the first; `events_per_write` events go in one write.
     """
 
     def __init__(
         self,
+        tokens: Sequence[Any] | None = SENTENCE,
         *,
+        endless: bool = False,
         slots: int = 4,
         delay: float = 0.0,
         prompt_delay: float = 0.0,
@@ -155,6 +160,8 @@ class EngineSimulator(SimServer):
         **server: Any,
     ) -> None:
         super().__init__(**server)
+        self.tokens = None if tokens is None else tuple(tokens)
+        self.endless = endless
         self.delay = delay
         self.prompt_delay = prompt_delay
         self.events_per_write = events_per_write
@@ -238,7 +245,7 @@ class EngineSimulator(SimServer):
 
     def error_headers(self, exchange: Exchange) -> list[Header]:
         """The headers of a JSON error answer."""
-        raise NotImplementedError
+        return list(JSON_HEADERS)
 
     def choose_slot(self, idle: list[int]) -> int:
         """Picks one of the idle slots (ascending numbers); called with the server's lock held."""

@@ -69,9 +69,7 @@ class LlamaCppSimulator(EngineSimulator):
         # cpp-httplib inside this build: idle connections live 5.0 s, and for at most 100 requests.
         options.setdefault("idle_timeout", 5.0)
         options.setdefault("max_requests", 100)
-        super().__init__(**options)
-        self.tokens = None if tokens is None else tuple(tokens)
-        self.endless = endless
+        super().__init__(tokens, endless=endless, **options)
         self.n_ctx = n_ctx
         self.api_key = api_key
         self.loading = loading

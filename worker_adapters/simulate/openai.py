@@ -60,11 +60,9 @@ class OpenAISimulator(EngineSimulator):
         accepts_stream_options: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(tokens, endless=endless, **options)
         self.flavor = FLAVORS["azure" if azure else flavor]
         self.azure = azure or flavor == "azure"
-        self.tokens = None if tokens is None else tuple(tokens)
-        self.endless = endless
         self.n_ctx = n_ctx
         self.api_key = api_key
         self.model = model

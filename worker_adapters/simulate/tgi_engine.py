@@ -78,9 +78,7 @@ class TgiEngine(EngineSimulator):
         self.version = Version(version)
         told = {name: options.pop(name) for name in TOLD if name in options}
         self.facts = Facts(model, self.version, **told)
-        super().__init__(**options)
-        self.tokens = None if tokens is None else tuple(tokens)
-        self.endless = endless
+        super().__init__(tokens, endless=endless, **options)
         self.api_key = api_key
         self.tool_calls = tuple(tool_calls)
         self.grammars = grammars

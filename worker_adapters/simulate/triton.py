@@ -64,9 +64,7 @@ class TritonSimulator(EngineSimulator):
         **options: Any,
     ) -> None:
         options.setdefault("idle_timeout", None)  # the server sets no timeout on connections
-        super().__init__(**options)
-        self.tokens = None if tokens is None else tuple(tokens)
-        self.endless = endless
+        super().__init__(tokens, endless=endless, **options)
         self.max_queued = max_queued
         self.api_key = api_key
         self.key_header = key_header

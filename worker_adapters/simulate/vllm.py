@@ -92,9 +92,7 @@ class VllmSimulator(EngineSimulator):
     ) -> None:
         # uvicorn under vLLM: idle connections end 5.0 s after the last answer.
         options.setdefault("idle_timeout", 5.0)
-        super().__init__(**options)
-        self.tokens = None if tokens is None else tuple(tokens)
-        self.endless = endless
+        super().__init__(tokens, endless=endless, **options)
         self.n_ctx = n_ctx
         self.api_key = api_key
         self.model = model

@@ -3,7 +3,7 @@
     class TestMyAdapter(ConformanceSuite):
         @pytest.fixture
         def stand(self):
-            with closing(MyStand()) as stand:
+            with closing(SimulatorStand(MyAdapter, MySimulator())) as stand:
                 yield stand
 
 Times are asserted only with margins that a busy machine keeps; figures are measured by the benchmarks.

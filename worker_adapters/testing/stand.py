@@ -136,18 +136,22 @@ class MockStand(Stand):
 
 
 class SimulatorStand(Stand):
-    """An engine's simulator: a real server on the loopback address."""
+    """An engine's simulator: a real server on the loopback address.
+
+    :param adapter: the class under test.
+    :param simulator: the engine it is for; it is told what to say, and closed with the stand.
+    """
 
     can = Stand.can | {"comments_after"}
 
-    def __init__(self, engine: str) -> None:
-        self.engine = engine
-        module, _, name = SIMULATORS[engine].partition(":")
-        self.simulator: EngineSimulator = getattr(import_module(module), name)(tokens=self.tokens)
+    def __init__(self, adapter: type[WorkerAdapter], simulator: EngineSimulator) -> None:
+        self.engine = adapter.engine
+        self.simulator = simulator
+        self._class = adapter
+        simulator.tokens = self.tokens
 
     def adapter(self, **options: Any) -> WorkerAdapter:
-        made: WorkerAdapter = adapter_class(self.engine)(self.simulator.url, **options)  # type: ignore[call-arg]  # URL
-        return made
+        return self._class(self.simulator.url, **options)  # type: ignore[call-arg]  # an adapter takes a URL first
 
     @property
     def received(self) -> int:
@@ -179,10 +183,10 @@ class SimulatorStand(Stand):
         self.simulator.misbehave(Fault.error_after(count))
 
     def endless(self) -> None:
-        self.simulator.endless = True  # type: ignore[attr-defined]  # every engine's simulator has these two
+        self.simulator.endless = True
 
     def echo(self) -> None:
-        self.simulator.tokens = None  # type: ignore[attr-defined]  # as above
+        self.simulator.tokens = None
 
     def down(self) -> None:
         self.simulator.kill()
@@ -190,4 +194,7 @@ class SimulatorStand(Stand):
 
 def stand_for(engine: str) -> Stand:
     """The stand of a catalogued engine."""
-    return MockStand() if engine == "mock" else SimulatorStand(engine)
+    if engine == "mock":
+        return MockStand()
+    module, _, name = SIMULATORS[engine].partition(":")
+    return SimulatorStand(adapter_class(engine), getattr(import_module(module), name)())
