@@ -150,7 +150,7 @@ def test_a_job_goes_round_an_engine_that_is_down(shell: Any, written: Any, sims:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["hi"], "Give --engine, or --config"),
+        (["hi"], "Give --engine or --url, --config for a pool"),
         (["--pool", "chat", "--engine", "mock", "hi"], "--pool needs --config"),
         (["--config", "CONFIG", "--engine", "mock", "hi"], "leave out --engine"),
         (["--config", "CONFIG", "--url", "http://x", "--api-key-env", "K", "hi"], "leave out --url, --api-key-env"),

@@ -436,7 +436,7 @@ def test_bad_model_files(tmp_path: Path, server: EmbeddedLlamaCpp) -> None:
     with pytest.raises(EmbeddedServerError, match=re.escape(str(cut))) as caught:
         EmbeddedLlamaCpp(cut).start()
     assert "its log ends" in str(caught.value)
-    assert re.fullmatch("string length .+|failed to read .+", caught.value.reason)
+    assert re.fullmatch("string length .+|failed to read .+", caught.value.reason or "")
 
 
 def test_port_in_use(server: EmbeddedLlamaCpp) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
-import sys
-from types import FrameType
 
 import click
 
 from worker_adapters.cli.exits import FAILED, USAGE
+from worker_adapters.cli.interrupt import leave_orderly
 from worker_adapters.cli.terminal import answering, complain
 
 HELP = """
@@ -36,8 +34,7 @@ def demo(ctx: click.Context, /) -> None:
     if importlib.util.find_spec("xllamacpp") is None:
         complain('the demo needs the llama.cpp wheel: pip install "worker-adapters[demo]"')
         ctx.exit(USAGE)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    leave_orderly()
     with answering():
         try:
             code = play()
@@ -45,8 +42,3 @@ def demo(ctx: click.Context, /) -> None:
             complain(str(error))
             code = FAILED
     ctx.exit(code)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """SIGTERM and a closed terminal end the server and delete its files, too."""
-    sys.exit(128 + number)

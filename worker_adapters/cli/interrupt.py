@@ -1,9 +1,10 @@
-"""Ctrl-C: the first one cancels the job at the engine, the second one leaves at once."""
+"""Ctrl-C: the first one cancels the job at the engine, the second one leaves at once. And SIGTERM, where it matters."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -47,3 +48,14 @@ def cancelling(stream: Cancellable) -> Iterator[Interrupt]:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def leave_orderly() -> None:
+    """From now on SIGTERM and a closed terminal end the command as an exception does; its server and files go, too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -8,7 +8,8 @@ import sys
 from rich.text import Text
 
 from worker_adapters.cli.terminal import console, visible
-from worker_adapters.frames import AnyFrame, EndFrame, Metrics, ReasoningFrame, TokenFrame
+from worker_adapters.errors import WorkerError
+from worker_adapters.frames import AnyFrame, EndFrame, ErrorFrame, Metrics, ReasoningFrame, TokenFrame
 
 
 class LivePrinter:
@@ -26,17 +27,22 @@ class LivePrinter:
             self._end_line("err")
             self._say(frame.text)
         elif isinstance(frame, ReasoningFrame):
+            if self._terminal:
+                self._end_line("out")
             self._err.print(Text(visible(frame.text), style="dim"), end="", soft_wrap=True)
             self._last["err"] = frame.text[-1:] or self._last["err"]
         elif isinstance(frame, EndFrame):
             for call in frame.tool_calls:
                 self._end_line("out")
                 self._say(f"{call.name}({call.arguments})")
-            self.finish()
+            self._end_lines()
             self._err.print(Text(summary(frame), style="dim"), soft_wrap=True)
 
-    def finish(self) -> None:
-        """End the lines that are open, so that whatever comes next stands on its own."""
+    def fail(self, error: WorkerError) -> None:
+        """The job failed. Whoever caught the error says so, on a line of its own."""
+        self._end_lines()
+
+    def _end_lines(self) -> None:
         self._end_line("err")
         self._end_line("out")
 
@@ -67,8 +73,9 @@ class JsonPrinter:
             line = json.dumps(frame.to_dict())
         print(line, flush=True)
 
-    def finish(self) -> None:
-        """A line of JSON is never left open."""
+    def fail(self, error: WorkerError) -> None:
+        """The job failed: its last frame is the error."""
+        self.show(ErrorFrame.from_exception(error))
 
 
 def summary(end: EndFrame) -> str:

@@ -1,52 +1,61 @@
-"""``worker-adapters run``: one job on any engine, or on a pool of them, streamed as it comes."""
+"""``worker-adapters run``: one job, or a conversation, on any engine, a pool of them, or a model file."""
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import click
 
-from worker_adapters.adapters.catalog import AUTO, available_engines, connect
-from worker_adapters.cli.exits import DONE, INTERRUPTED, table
-from worker_adapters.cli.interrupt import cancelling
+from worker_adapters.adapters.catalog import AUTO, available_engines
+from worker_adapters.cli.answer import answer
+from worker_adapters.cli.conversation import converse
+from worker_adapters.cli.exits import table
 from worker_adapters.cli.printer import JsonPrinter, LivePrinter
+from worker_adapters.cli.prompt import read_prompt
+from worker_adapters.cli.target import Submit, engine_at, key, pool_of
 from worker_adapters.cli.terminal import answering
 from worker_adapters.errors import InvalidRequest, WorkerError
-from worker_adapters.frames import ErrorFrame
-from worker_adapters.host.host import AdapterHost
 from worker_adapters.stream import TokenStream
 
-Submit = Callable[..., TokenStream]
-
 HELP = """
-Send PROMPT to an engine, or to a pool of them, and print its answer as it comes.
+Send PROMPT to an engine, to a pool of them, or to a model file, and print its answer as it comes.
 
 PROMPT - reads the prompt from standard input, without the new line at its end. The answer goes to standard output, with
 a new line at its end; reasoning and one line of metrics go to standard error. Ctrl-C cancels the job at the engine and
 keeps what came so far; a second Ctrl-C leaves at once.
 
+Without PROMPT, --chat is a conversation: every line is a turn, typed or piped. Ctrl-C then cancels one answer, and at
+the prompt it leaves, as Ctrl-D does; /clear forgets what was said.
+
+--model FILE.gguf alone starts a llama.cpp server of its own on that file, on this machine's CPU; it needs the extra
+demo.
+
 \b
 Examples:
   worker-adapters run --engine llamacpp "The quick brown fox"
-  worker-adapters run --engine llamacpp --url http://gpu1:8081 --chat "Who are you?"
-  worker-adapters run --engine openai --url http://127.0.0.1:11434 --model llama3.2 --chat "Who are you?"
-  worker-adapters run --engine llamacpp --system "Answer in French." - < question.txt
+  worker-adapters run --url http://gpu1:8000 --chat "Who are you?"
+  worker-adapters run --engine ollama --model llama3.2 --chat
+  worker-adapters run --model ./model.gguf --chat --system "Answer in French."
+  worker-adapters run --engine llamacpp --file question.txt > answer.txt
+  git diff | worker-adapters run --engine llamacpp --system "Review this patch." -
   worker-adapters run --config pools.toml --pool chat "The quick brown fox"
   worker-adapters run --engine mock --json "Hello" | jq .type
 """
 
 
-@click.command(help=HELP, epilog=f"\b\nExit codes:\n{table()}")
+@click.command(
+    help=HELP,
+    short_help="Stream one job, or have a conversation.",
+    epilog=f"\b\nExit codes:\n{table('the answer is complete; for a conversation: every answer was')}",
+)
 @click.option(
     "--engine",
     type=click.Choice([AUTO, *available_engines()]),
-    help="What kind of server it is; auto asks it.",
+    help="What kind of server it is; auto asks it.  [default: auto where there is --url]",
 )
 @click.option("--url", help="Where it is.  [default: the engine's usual address]")
 @click.option(
@@ -55,11 +64,17 @@ Examples:
     help="A TOML file of pools, instead of --engine and --url.",
 )
 @click.option("--pool", help="Which pool of --config.  [default: the only one]")
-@click.option("--model", help="Which model.  [default: the one that is served]")
+@click.option(
+    "--model",
+    metavar="NAME|FILE.gguf",
+    type=click.Path(),
+    help="Which model of the engine, or a file to serve here.  [default: the one that is served]",
+)
 @click.option("--max-tokens", type=int, help="At most so many tokens, reasoning included.  [default: 256]")
 @click.option("--temperature", type=float, help="0 is greedy.  [default: the engine's]")
 @click.option("--seed", type=int, help="For repeatable sampling.")
 @click.option("--stop", multiple=True, help="A string that ends the answer; may be given several times.")
+@click.option("--file", metavar="PATH", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from here.")
 @click.option("--system", metavar="TEXT", help="A system message; implies --chat.")
 @click.option(
     "--chat/--raw",
@@ -69,7 +84,7 @@ Examples:
 @click.option("--timeout", type=float, metavar="SECONDS", help="For the whole job.  [default: none]")
 @click.option("--api-key-env", metavar="NAME", help="The environment variable that holds the API key.")
 @click.option("--json", "as_json", is_flag=True, help="Print every frame as a line of JSON.")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -79,81 +94,88 @@ def run(
     url: str | None,
     config: str | None,
     pool: str | None,
+    model: str | None,
+    file: str | None,
     system: str | None,
     chat: bool | None,
     timeout: float | None,
     api_key_env: str | None,
     as_json: bool,
-    prompt: str,
+    prompt: str | None,
     **fields: Any,
 ) -> None:
     """See HELP."""
     if system is not None and chat is False:
         raise click.UsageError("--system needs a conversation: leave out --raw")
-    if config is None:
-        target = _engine(engine, url, pool, api_key_env)
-    else:
-        target = _pool(config, pool, **{"--engine": engine, "--url": url, "--api-key-env": api_key_env})
+    if prompt is not None and file is not None:
+        raise click.UsageError("which prompt? Give PROMPT or --file, not both")
+    talk = prompt is None and file is None
+    if talk and not chat and system is None:
+        raise click.UsageError("which prompt? Give PROMPT, or --file, or --chat for a conversation")
     fields = {name: value for name, value in fields.items() if value not in (None, ())}
     fields["stop"] = list(fields.get("stop", ()))
     if timeout is not None:
         fields["timeouts"] = {"total": timeout}
     printer = JsonPrinter() if as_json else LivePrinter()
+    target = _target(engine=engine, url=url, config=config, pool=pool, model=model, api_key_env=api_key_env)
     with answering():
         try:
             with target as submit:
-                text = _from_stdin() if prompt == "-" else prompt
-                code = _stream(_asked(partial(submit, **fields), text, system, chat), printer)
+                ask = partial(submit, **fields)
+                if talk:
+                    code = converse(ask, printer, system)
+                else:
+                    code = answer(_asked(ask, read_prompt(prompt, file), system, chat), printer)
         except WorkerError as error:
-            printer.finish()
-            if as_json:
-                printer.show(ErrorFrame.from_exception(error))
+            printer.fail(error)
             raise
     ctx.exit(code)
 
 
-@contextmanager
-def _engine(engine: str | None, url: str | None, pool: str | None, api_key_env: str | None) -> Iterator[Submit]:
-    """One engine."""
-    if engine is None:
-        raise click.UsageError("which engine? Give --engine, or --config for a pool of them")
+def _target(
+    *,
+    engine: str | None,
+    url: str | None,
+    config: str | None,
+    pool: str | None,
+    model: str | None,
+    api_key_env: str | None,
+) -> AbstractContextManager[Submit]:
+    """Where the jobs go.
+
+    :raises click.UsageError: that cannot be told.
+    """
+    if config is not None:
+        others = {"--engine": engine, "--url": url, "--api-key-env": api_key_env}
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise click.UsageError(f"--config says where the engines are: leave out {', '.join(given)}")
+        return _named(pool_of(config, pool), model)
     if pool is not None:
         raise click.UsageError("--pool needs --config")
-    options = {}
+    if engine is not None or url is not None:
+        return _named(engine_at(engine or AUTO, url, **key(api_key_env)), model)
+    if model is None or not _is_file(model):
+        unknown = "" if model is None else f"; --model {model} is no file"
+        choices = "--engine or --url, --config for a pool of them, or --model FILE.gguf"
+        raise click.UsageError(f"which engine? Give {choices}{unknown}")
     if api_key_env is not None:
-        if not os.environ.get(api_key_env):
-            raise click.UsageError(f"--api-key-env: the environment has no variable {api_key_env}, or it is empty")
-        options["api_key"] = f"env:{api_key_env}"
-    with connect(engine, url, **options) as adapter:
-        yield adapter.submit
+        raise click.UsageError(f"--api-key-env: leave it out, {model} is served on this machine")
+    from worker_adapters.cli.model_file import served  # a server of our own: what no other target loads
+
+    return served(model)
+
+
+def _is_file(model: str) -> bool:
+    """Is it a path, rather than a model's name?"""
+    return model.lower().endswith(".gguf") or os.path.exists(model)
 
 
 @contextmanager
-def _pool(config: str, pool: str | None, **others: str | None) -> Iterator[Submit]:
-    """A pool of engines."""
-    given = [name for name, value in others.items() if value is not None]
-    if given:
-        raise click.UsageError(f"--config says where the engines are: leave out {', '.join(given)}")
-    with _printed_only(), AdapterHost.from_config(config) as host:
-        pools = list(host.props())
-        if pool is None and len(pools) != 1:
-            raise click.UsageError(f"which pool? Give --pool: {config} has {', '.join(pools) or 'none'}")
-        yield partial(host.submit, pool=pool or pools[0])
-
-
-@contextmanager
-def _printed_only() -> Iterator[None]:
-    """What becomes of the job is printed; the host need not log it as well."""
-    log = logging.getLogger("worker_adapters.host")
-    log.addFilter(_names_no_job)
-    try:
-        yield
-    finally:
-        log.removeFilter(_names_no_job)
-
-
-def _names_no_job(record: logging.LogRecord) -> bool:
-    return not hasattr(record, "job_id")
+def _named(target: AbstractContextManager[Submit], model: str | None) -> Iterator[Submit]:
+    """The target, asked for one model."""
+    with target as submit:
+        yield submit if model is None else partial(submit, model=model)
 
 
 def _asked(submit: Submit, prompt: str, system: str | None, chat: bool | None) -> TokenStream:
@@ -169,30 +191,3 @@ def _asked(submit: Submit, prompt: str, system: str | None, chat: bool | None) -
         return submit(prompt)
     messages = [] if system is None else [{"role": "system", "content": system}]
     return submit([*messages, {"role": "user", "content": prompt}])
-
-
-def _stream(stream: TokenStream, printer: LivePrinter | JsonPrinter) -> int:
-    """Print every frame; the exit code.
-
-    :raises WorkerError: the job failed.
-    """
-    with stream, cancelling(stream) as interrupt:
-        for frame in stream.relay():
-            if isinstance(frame, ErrorFrame):
-                raise frame.to_exception()
-            if frame is not None:
-                printer.show(frame)
-    return INTERRUPTED if interrupt.came else DONE
-
-
-def _from_stdin() -> str:
-    """The prompt from standard input, UTF-8 whatever the locale."""
-    if sys.stdin is None:
-        raise click.UsageError("PROMPT -: standard input is closed")
-    if sys.stdin.isatty():
-        click.echo("Reading the prompt from the terminal; Ctrl-D ends it.", err=True)
-    try:
-        text = sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError:
-        raise click.UsageError("PROMPT -: standard input is not UTF-8") from None
-    return text.removesuffix("\n")

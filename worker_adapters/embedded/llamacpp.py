@@ -41,12 +41,12 @@ _COMPLAINT = re.compile(r"^\S+ E +(?:\w+: +)?(?:(?:error|failed to)[a-z ]*: +)*(
 class EmbeddedServerError(RuntimeError):
     """The embedded server did not start; the message holds the last lines of its log.
 
-    :ivar reason: the same in one line: llama.cpp's own words, or else what became of its process.
+    :ivar reason: llama.cpp's own words for it, in one line; None where it said nothing.
     """
 
-    def __init__(self, message: str, reason: str = "") -> None:
+    def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
-        self.reason = reason or message
+        self.reason = reason
 
 
 class EmbeddedLlamaCpp:
@@ -352,8 +352,7 @@ class EmbeddedLlamaCpp:
         tail = self.log_tail()
         log = f"; its log ends:\n{tail}" if tail else ""
         complaint = _COMPLAINT.search(tail)
-        reason = complaint.group(1) if complaint else what
-        return EmbeddedServerError(f"the embedded llama.cpp server {what}{log}", reason)
+        return EmbeddedServerError(f"the embedded llama.cpp server {what}{log}", complaint and complaint.group(1))
 
     def _signal(self, number: signal.Signals) -> None:
         if self._run is None or not self.running:
