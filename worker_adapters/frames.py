@@ -33,6 +33,7 @@ class Frame(msgspec.Struct, frozen=True):
 class StartedFrame(Frame, frozen=True, gc=False):
     """The engine accepted the job: its first event that was neither a comment nor an error has come.
 
+    :param job_id: the task's, or the one that was made for it.
     :param engine: catalog name, e.g. ``"vllm"``.
     :param engine_version: as the engine tells it, else ``"unknown"``.
     :param model: the one at work, as far as it is known.

@@ -317,8 +317,8 @@ def detect(
         >>> detect("http://gpu-box:8000")
         'vllm'
 
-    It sends at most nine GETs, one to three for the usual servers. The other options are those of
-    :class:`HttpAdapter`; the URL may end in ``/v1`` or not.
+    It sends at most nine GETs, one to three for the usual servers. ``api_key, headers, verify, ca, cert, proxy,
+    key_header`` are the options of :class:`HttpAdapter`; the URL may end in ``/v1`` or not.
 
     :param timeout: seconds over everything (a DNS lookup cannot be interrupted).
     :raises EngineUnavailable: nothing listens there, TLS fails, or a gateway has lost its server.

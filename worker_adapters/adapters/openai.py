@@ -79,7 +79,8 @@ class OpenAIHttpAdapter(HttpAdapter):
         ``"max_completion_tokens"``. None: the new name for OpenAI and Azure, the old one for all others, and the other
         one as soon as the server refuses it.
     :param usage: ask for token counts in the stream? None: yes, unless the server refuses the field.
-    :raises InvalidRequest: naming the option. Further options are those of ``HttpAdapter``.
+    :raises InvalidRequest: naming the option. Further options are those of ``HttpAdapter``; of those ``headers`` go
+        before ``organization`` and ``project``, and ``key_header`` before Azure's.
     """
 
     engine = "openai"

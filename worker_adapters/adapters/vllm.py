@@ -84,7 +84,8 @@ class _Models(msgspec.Struct):
 class VllmHttpAdapter(HttpAdapter):
     """vLLM's OpenAI-compatible server, with what vLLM alone can do.
 
-    ``extra`` takes vLLM's own parameters, checked against :class:`VllmParams`. Options are those of ``HttpAdapter``.
+    ``extra`` takes vLLM's own parameters, checked against :class:`~worker_adapters.adapters.vllm.VllmParams`. Options
+    are those of ``HttpAdapter``.
     """
 
     engine = "vllm"

@@ -18,8 +18,9 @@ from .server import SimServer
 
 
 class Piece(NamedTuple):
-    """One event of a stream: its bytes; how many tokens it counts for; seconds to wait before it; whether it carries
-    the finish reason; and whether it shares its HTTP chunk with the next event (as engines often do)."""
+    """One event of a stream: its `data` as bytes; how many `tokens` it counts for; a `delay` before it in seconds;
+    whether it carries the `finish` reason; and whether it is `joined` in one HTTP chunk with the next event (as engines
+    often do)."""
 
     data: bytes
     tokens: int = 0
@@ -144,8 +145,9 @@ class EngineSimulator(SimServer):
     `error_event`, `error_headers`); it takes a place with `slot` and plays a stream with `play`.
 
     `tokens`: what it says, token by token; None: the words of the prompt, repeated up to the request's limit. `endless`
-    starts over in place of the end. Both are the subclass's to obey, and may be set at any time. `delay` seconds come
-    before each token, `prompt_delay` before the first; `events_per_write` events go in one write.
+    starts over in place of the end. Both are the subclass's to obey, and may be set at any time. `slots` answers are
+    generated at once, and further requests wait. `delay` seconds come before each token, `prompt_delay` before the
+    first; `events_per_write` events go in one write.
     """
 
     def __init__(

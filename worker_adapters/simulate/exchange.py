@@ -23,8 +23,10 @@ JSON_HEADERS: tuple[Header, ...] = (("Content-Type", "application/json"),)
 class Framing:
     """How the bytes of an answer are wrapped; faults change it, handlers need not know.
 
-    `chunk_sizes` cuts every body write into chunks of these sizes in turn (bytes); `extension` follows each chunk size
-    (`;name=value`), `trailers` are raw header lines after the last chunk, `leftover` raw bytes after the body's end.
+    `preamble` are raw bytes before the head, `edit` changes its fields, `close_delimited` leaves out length and chunks,
+    `gzip` codes the body. `chunk_sizes` cuts every body write into chunks of these sizes in turn (bytes); `extension`
+    follows each chunk size (`;name=value`), `trailers` are raw header lines after the last chunk, `leftover` raw bytes
+    after the body's end.
     """
 
     preamble: bytes = b""

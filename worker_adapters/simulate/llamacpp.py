@@ -44,6 +44,7 @@ class LlamaCppSimulator(EngineSimulator):
     starts over in place of the end token. `reasoning` pieces come first on the chat endpoint; `tool_call` (name,
     argument pieces) is its answer to a request with tools. `n_ctx` is the context of one slot. `delay` (seconds a
     token), `prompt_delay` (seconds), `loading`, `sleeping`, `api_key` may be set at any time.
+    `model` and `build_info` are what /props tells; without `metrics` and `slots_endpoint` those two are switched off.
     `close_after_stream=False` keeps the connection after a stream, which the real one never does. Further options:
     those of EngineSimulator and SimServer.
     """

@@ -33,7 +33,8 @@ class OpenAISimulator(EngineSimulator):
     come first where the flavor sends them; `tool_calls` (name, argument pieces) answer a request with tools; `refusal`
     pieces take the place of the text; `filtered_after` tokens the content filter ends the answer.
 
-    `model` and `models` are what is served (answers say `dated`, where given). `strict` refuses unknown fields;
+    `model` and `models` are what is served (answers say `dated`, where given), `n_ctx` is the window, and `api_key`
+    demanded where given. `strict` refuses unknown fields;
     `reasoning_model` wants max_completion_tokens and no temperature; `accepts_stream_options=False` refuses that field
     by name. `azure` (flavor azure) takes the model from the path, wants api-version, and the key in `api-key`. Options
     may be set at any time. Further options: those of EngineSimulator and SimServer.

@@ -25,7 +25,8 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it arrived: `at` is `time.monotonic()` seconds when its last byte was read."""
+    """One request as it arrived: `method`, `target` (path and query), HTTP `version`, `headers` and `body`; on which
+    `connection`, numbered from 1; `at` is `time.monotonic()` seconds when its last byte was read."""
 
     method: str
     target: str

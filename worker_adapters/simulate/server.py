@@ -39,9 +39,10 @@ class ClientClose:
 class SimServer:
     """Listens on `host` and `port` (0: the system chooses one) or on `unix_path`; one daemon thread a connection.
 
-    `handler(exchange)` answers each request; a subclass may override `handle` instead. `idle_timeout` seconds and
-    `max_requests` bound a kept-alive connection; `handshake_silence` never answers the TLS hello; `send_buffer` bytes
-    (SO_SNDBUF) makes back-pressure visible early. `record_limit` bounds the kept requests and closes.
+    `handler(exchange)` answers each request; a subclass may override `handle` instead. `ssl_context` makes it speak
+    TLS. `idle_timeout` seconds and `max_requests` bound a kept-alive connection; `handshake_silence` never answers the
+    TLS hello; `send_buffer` bytes (SO_SNDBUF) makes back-pressure visible early. `record_limit` bounds the kept
+    requests and closes.
 
     Made with `with`: entering starts nothing more (the constructor has bound and listens), leaving closes. The
     constructor raises OSError where the system refuses the address.

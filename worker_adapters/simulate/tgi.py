@@ -38,9 +38,11 @@ class TgiSimulator(TgiEngine):
 
     `version` ("3.3.6-dev0", "2.2.0", "2.0.4", from 1.4) chooses names, forms and defaults of that release. `slots` is
     the batch; `max_concurrent_requests` bounds requests at work and in the queue together, and one more is overloaded
-    at once. Limits have the names of /info. `legs`: since 3.0.0 an answer is made in legs of 1,024 tokens and may be
-    longer than asked for (here a leg keeps its slot); False makes the limit exact. `keep_alive` seconds are between
-    two comments of a silent stream.
+    at once. Limits have the names of /info (`max_best_of`, `max_stop_sequences`, `max_top_n_tokens`,
+    `max_input_tokens`, `max_total_tokens`, `max_client_batch_size`); a body is at most `payload_limit` bytes; `api_key`
+    is demanded; `compute_type` stands in a header. `legs`: since 3.0.0 an answer is made in legs of 1,024 tokens and
+    may be longer than asked for (here a leg keeps its slot); False makes the limit exact. `keep_alive` seconds are
+    between two comments of a silent stream.
 
     `shard_error`, a text, is the state of a broken shard: every answer at work ends with it and /health is 503; and
     `healthy` False makes /health 503 alone. Both, `delay` (seconds a token), `prompt_delay` and `keep_alive` may be set

@@ -16,7 +16,7 @@ LEG = 1024  # tokens of one leg, since 3.0.0
 
 
 class TgiToken(NamedTuple):
-    """A token with everything the wire tells of it."""
+    """A token with everything the wire tells of it: its `text`, `id` and `logprob`, and whether it is `special`."""
 
     text: str | bytes
     id: int

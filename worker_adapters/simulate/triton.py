@@ -41,8 +41,8 @@ class TritonSimulator(EngineSimulator):
     `models` are names of the catalog, Models of your own, or "all"; the steps of an ensemble come with it.
 
     `slots` are the instances of all models together; `max_queued` bounds the queue (max_queue_size). `explicit` allows
-    load and unload. `api_key` is demanded in the header `key_header` by all but the health routes
-    (--http-restricted-api); an Authorization header has it behind `Bearer `. `delay` (seconds a token) and
+    load and unload. `version` is Triton's. `api_key` is demanded in the header `key_header` by all but the health
+    routes (--http-restricted-api); an Authorization header has it behind `Bearer `. `delay` (seconds a token) and
     `prompt_delay` may be set at any time. Further options: those of EngineSimulator and SimServer.
 
     As in the engine a client's close is seen only after the first response, and never by an ensemble: till then the

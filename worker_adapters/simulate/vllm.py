@@ -50,7 +50,7 @@ class VllmSimulator(EngineSimulator):
     user message), repeated up to the request's limit, so that crossed replies show. `endless` starts over in place of
     the end token. `reasoning` pieces come first in a chat; `tool_calls` (name, argument pieces) answer a request with
     tools; a schema is answered with an instance of it, where `grammars` can be followed. `model` and `aliases` are the
-    served names, `n_ctx` the window.
+    served names, `root` the path behind them, `n_ctx` the window; `version` is told, and `api_key` demanded.
 
     Server options by their effect: `scale_out` opens the abort route, `keep_alive_comments` (seconds) sends comments
     into silent streams, `max_queued` bounds the queue, `force_usage`, `request_metrics`, `request_id_headers`,
