@@ -6,6 +6,7 @@ import click
 
 import worker_adapters
 from worker_adapters.cli import terminal
+from worker_adapters.cli.bench import bench
 from worker_adapters.cli.demo import demo
 from worker_adapters.cli.detect import detect
 from worker_adapters.cli.exits import INTERRUPTED, table
@@ -35,6 +36,7 @@ def cli() -> None:
     """Only a group: every command is one of its own."""
 
 
+cli.add_command(bench)
 cli.add_command(demo)
 cli.add_command(detect)
 cli.add_command(health)
