@@ -1,6 +1,7 @@
 """What holds for every test: its docstring is the rule it proves, and no canary that it uses is ever shown."""
 
 import os
+import signal
 from functools import partial
 
 import pytest
@@ -11,6 +12,9 @@ from worker_adapters.testing.stand import SimulatorStand
 
 def pytest_configure(config):
     os.environ[KEY_VARIABLE] = KEY
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So a shell starts what it runs in the background, and our children would inherit it: deaf to Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Watch(), "canaries")
 
 
