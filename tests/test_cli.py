@@ -1,4 +1,4 @@
-"""The command line and the examples: what a person types, sees, and gets as an exit code."""
+"""The command line: what a person types, sees, and gets as an exit code."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from worker_adapters.cli.commands import cli
 from worker_adapters.cli.exits import EXITS, exit_for, explain, table
 from worker_adapters.cli.play import verdict
 from worker_adapters.cli.stage import Stage
+from worker_adapters.embedded import write_recite_gguf
 from worker_adapters.errors import ERROR_CLASSES
 from worker_adapters.simulate import Fault, LlamaCppSimulator
 
 SOON = 20.0  # seconds that nothing here needs
-EXAMPLES = Path(__file__).parent.parent / "examples"
 PROMPT = "my secret prompt"
 RECITAL = (
     " the quick brown fox jumps over a lazy dog while seven wise owls watch"
@@ -141,6 +141,12 @@ def test_version_is_the_packages() -> None:
     [
         (["hi"], "--engine"),
         (["--engine", "mock"], "PROMPT"),
+        (["--engine", "mock", "--raw"], "PROMPT"),
+        (["--engine", "mock", "--file", __file__, "hi"], "--file"),
+        (["--engine", "mock", "--file", "no such file"], "--file"),
+        (["--model", "some-model", "hi"], "--model some-model is no file"),
+        (["--model", "model.gguf", "--api-key-env", "HOME", "hi"], "--api-key-env"),
+        (["--model", "model.gguf", "--pool", "chat", "hi"], "--config"),
         (["--engine", "nope", "hi"], "'llamacpp'"),
         (["--engine", "mock", "--max-tokens", "many", "hi"], "--max-tokens"),
         (["--engine", "mock", "--system", "Be brief.", "--raw", "hi"], "--raw"),
@@ -154,10 +160,14 @@ def test_a_wrong_command_line_is_exit_2_and_names_the_culprit(arguments: list[st
     assert said in answer.output
 
 
-def test_prompt_from_stdin_must_be_utf8() -> None:
-    """A prompt from standard input that is not UTF-8 is a usage error."""
-    answer = CliRunner().invoke(cli, ["run", "--engine", "mock", "-"], input=b"\xff\xfe")
-    assert (answer.exit_code, "UTF-8" in answer.output) == (2, True)
+def test_a_prompt_that_is_read_must_be_utf8(tmp_path: Path) -> None:
+    """A prompt from standard input or a file that is not UTF-8 is a usage error, which names the place."""
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xff\xfe")
+    for place, arguments in (("standard input", ["-"]), (str(file), ["--file", str(file)])):
+        answer = CliRunner().invoke(cli, ["run", "--engine", "mock", *arguments], input=b"\xff\xfe")
+        assert answer.exit_code == 2
+        assert f"{place} is not UTF-8" in answer.output
 
 
 # --- what is missing
@@ -181,6 +191,49 @@ def test_without_the_wheel_the_demo_says_what_to_install(shell: Any) -> None:
     code, out, err = shell(*PYTHON, "-c", program)
     assert (code, out) == (2, "")
     assert err == 'worker-adapters: the demo needs the llama.cpp wheel: pip install "worker-adapters[demo]"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no model file"),
+        (b"", "is empty"),
+        (b"PK\3\4", "is no GGUF file"),
+        (b"GGUF\3\0\0\0", "ends after 8 bytes"),
+    ],
+)
+def test_what_is_no_model_file_is_one_line(tmp_path: Path, content: bytes | None, said: str) -> None:
+    """A --model FILE.gguf that is no model is exit 5 and one line, or an error frame, that names it."""
+    model = tmp_path / "model.gguf"
+    if content is not None:
+        model.write_bytes(content)
+    for form in ([], ["--json"]):
+        answer = CliRunner().invoke(cli, ["run", "--model", str(model), *form, PROMPT])
+        assert answer.exit_code == 5
+        assert str(model) in answer.stderr
+        assert said in answer.stderr
+        assert answer.stderr.count("\n") == 1
+        assert PROMPT not in answer.output
+    assert frame_from_dict(json.loads(answer.stdout)).type == "error"
+
+
+def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
+    """--model with a folder says that it is one."""
+    answer = CliRunner().invoke(cli, ["run", "--model", str(tmp_path), "hi"])
+    assert answer.exit_code == 5
+    assert f"{tmp_path} is a directory" in answer.stderr
+
+
+def test_without_the_wheel_a_model_file_says_what_to_install(shell: Any, tmp_path: Path) -> None:
+    """Without the llama.cpp wheel run --model FILE.gguf gives the pip command and exits with 2."""
+    write_recite_gguf(tmp_path / "model.gguf")
+    program = (
+        "import sys; sys.modules['xllamacpp'] = None; sys.argv[1:] = ['run', '--model', 'model.gguf', 'hi'];"
+        "from worker_adapters.cli.main import main; main()"
+    )
+    code, out, err = shell(*PYTHON, "-c", program)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert 'pip install "worker-adapters[demo]"' in err
 
 
 # --- exit codes
@@ -343,6 +396,22 @@ def test_a_dash_reads_the_prompt_from_stdin(shell: Any, sim: LlamaCppSimulator) 
     code, _, err = shell(*at(sim, "-"), typed="Grüße\n\n".encode(), env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
     assert code == 0, err
     assert generation(sim)[1]["prompt"] == "Grüße\n"
+
+
+@pytest.mark.llamacpp
+def test_a_file_holds_the_prompt(shell: Any, sim: LlamaCppSimulator, tmp_path: Path) -> None:
+    """--file sends a file as UTF-8 in any locale, without a mark at its beginning and the new line at its end."""
+    (tmp_path / "prompt.txt").write_bytes("\ufeffGrüße\n\n".encode())
+    code, _, err = shell(*at(sim, "--file", "prompt.txt"), env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
+    assert code == 0, err
+    assert generation(sim)[1]["prompt"] == "Grüße\n"
+
+
+@pytest.mark.llamacpp
+def test_a_url_is_enough(shell: Any, sim: LlamaCppSimulator) -> None:
+    """With --url alone the server is asked what it is."""
+    code, out, err = shell(*COMMAND, "run", "--url", sim.url, "hi")
+    assert (code, out) == (0, RECITAL + "\n"), err
 
 
 @pytest.mark.llamacpp
@@ -564,44 +633,3 @@ def test_a_demo_without_a_reader_ends(start: Any, tmp_path: Path) -> None:
     assert process.wait(SOON) == 141
     assert process.stderr.read() == b""
     assert list(tmp_path.iterdir()) == []
-
-
-# --- the examples
-
-
-@pytest.mark.llamacpp
-def test_example_stream(shell: Any, sim: LlamaCppSimulator) -> None:
-    """The front page's loop prints the answer and its metrics; a failed job is one line and exit 1."""
-    example = str(EXAMPLES / "stream.py")
-    code, out, err = shell(*PYTHON, example, sim.url)
-    assert (code, err) == (0, "")
-    assert out.startswith(RECITAL + "\n[stop: ")
-    sim.misbehave(Fault.cut_after(3))
-    code, _, err = shell(*PYTHON, example, sim.url)
-    assert code == 1
-    assert err.startswith("\nSTREAM_TRUNCATED after 3 tokens: ")
-
-
-@pytest.mark.llamacpp
-def test_example_cancel_from_thread(shell: Any, sim: LlamaCppSimulator) -> None:
-    """An endless job ends as cancelled, with the text so far, and its slot is free."""
-    sim.delay = 0.01
-    code, out, err = shell(*PYTHON, str(EXAMPLES / "cancel_from_thread.py"), sim.url)
-    assert (code, err) == (0, "")
-    assert re.search(r"\n\[cancelled after \d+ tokens\]\n\[kept \d+ characters; cancelled: True\]\n$", out)
-    assert sim.wait_idle(SOON)
-
-
-@pytest.mark.engines
-@needs_llamacpp
-def test_example_embedded(shell: Any) -> None:
-    """A server in a script answers, is killed, is missed by its typed error, and comes back."""
-    code, out, err = shell(*PYTHON, str(EXAMPLES / "embedded.py"))
-    assert (code, err) == (0, "")
-    assert re.search(r"\n\[stop: 50 tokens\]\n\[STREAM_TRUNCATED after \d+ tokens\]\nback, and healthy\n$", out)
-
-
-@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_examples_are_short(example: Path) -> None:
-    """An example is read from top to bottom in a minute: less than 60 lines."""
-    assert len(example.read_text(encoding="utf-8").splitlines()) < 60
