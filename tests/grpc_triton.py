@@ -251,6 +251,7 @@ class Wire:
         self._target = port
         self.connections = 0
         self._sockets: list[socket.socket] = []
+        self._broken = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"grpc://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -267,12 +268,12 @@ class Wire:
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
 
-    @staticmethod
-    def _carry(source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while piece := source.recv(65536):
                 sink.sendall(piece)
-            sink.shutdown(socket.SHUT_WR)
+            if not self._broken:
+                sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass
 
@@ -280,14 +281,15 @@ class Wire:
         """End every connection, and listen no more."""
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes the acceptor
         self._listener.close()
+        self._broken = True
         for sock in self._sockets:
             if reset:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            else:
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
+            try:
+                # Also before a reset: a socket that a thread of ours reads is not closed before that read returns.
+                sock.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
+            except OSError:
+                pass
             sock.close()
 
 
