@@ -103,7 +103,7 @@ def simulate(
     port = PORTS[engine] if port is None else port
     with answering(), _until_told() as ended:
         try:
-            server = _server(
+            server = server_for(
                 engine,
                 host=host,
                 port=port,
@@ -124,7 +124,7 @@ def simulate(
     ctx.exit(DONE)
 
 
-def _server(engine: str, **options: Any) -> EngineSimulator:
+def server_for(engine: str, **options: Any) -> EngineSimulator:
     """The simulator of an engine, listening.
 
     :raises OSError: the system refuses the address.

@@ -159,9 +159,8 @@ class OpenAISimulator(EngineSimulator):
         return [name for name in (self.model, *self.models, self.dated) if name]
 
     def _list(self, exchange: Exchange, path: str) -> None:
-        cards = [
-            {"id": name, "object": "model", "created": 1721172741, "owned_by": "system"} for name in self._served()
-        ]
+        told = {"object": "model", "created": self.flavor.created, "owned_by": self.flavor.owner}
+        cards = [{"id": name, **told} for name in self._served()]
         if path == "/models":
             self._json(exchange, dump({"object": "list", "data": cards}))
             return

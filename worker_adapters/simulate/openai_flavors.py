@@ -108,6 +108,9 @@ class Flavor:
     responses_done: bool = False
     responses_named: bool = True
     wrong_path: tuple[int, Any] = (404, {"error": "Not Found"})
+    owner: str = "system"
+    """Whose the listed models are; `created`: since when."""
+    created: int = 1721172741
     pages: Mapping[str, tuple[int, str, bytes]] = field(default_factory=dict)
     """Further GET paths: status, content type, body."""
 
@@ -244,6 +247,8 @@ FLAVORS: dict[str, Flavor] = {
         usage_zero_text=True,
         responses_done=True,
         responses_named=False,
+        owner="openai",
+        created=1677610602,
         pages={
             "/health/liveliness": (200, JSON, b'"I\'m alive!"'),
             "/health/readiness": (200, JSON, b'{"status":"healthy"}'),
@@ -266,6 +271,7 @@ FLAVORS: dict[str, Flavor] = {
         reasoning="reasoning",
         whole_calls=True,
         ignored=("max_completion_tokens", "n", "logit_bias", "tool_choice"),
+        owner="library",
         pages={
             "/": (200, "text/plain; charset=utf-8", b"Ollama is running"),
             "/api/version": (200, "application/json; charset=utf-8", b'{"version":"0.33.0"}'),
@@ -283,6 +289,7 @@ FLAVORS: dict[str, Flavor] = {
         usage_null=False,
         details=False,
         fingerprint="{model}",
+        owner="organization_owner",
         wrong_path=(200, {"error": "Unexpected endpoint or method. ({method} {path})"}),
     ),
     # Flat errors before the stream, nested ones inside it, then [DONE].
@@ -304,6 +311,7 @@ FLAVORS: dict[str, Flavor] = {
         usage_null=False,
         choice={"matched_stop": None},
         stop_key="matched_stop",
+        owner="sglang",
         pages={"/health": (200, JSON, b""), "/health_generate": (200, JSON, b"")},
     ),
     # Flat errors; a validation error is a text; /metrics is JSON.
