@@ -109,7 +109,7 @@ def until(condition: Callable[[], bool]) -> bool:
 # --- what is typed
 
 
-@pytest.mark.parametrize("arguments", [[], ["run"], ["demo"]])
+@pytest.mark.parametrize("arguments", [[], *([name] for name in cli.commands)], ids=" ".join)
 def test_every_command_explains_itself_with_examples(arguments: list[str]) -> None:
     """--help of every command gives examples that begin with the command's name."""
     answer = CliRunner().invoke(cli, [*arguments, "--help"], prog_name="worker-adapters")
@@ -125,6 +125,14 @@ def test_help_holds_the_table_of_exit_codes() -> None:
         assert [line.strip() for line in shown.splitlines()][-len(EXITS) - 4 :] == [
             line.strip() for line in table().splitlines()[1:]
         ]
+
+
+def test_a_shell_completes_commands_and_options(shell: Any) -> None:
+    """The line that --help gives for ~/.bashrc makes a shell ask for the rest of a word, and it is told."""
+    shown = CliRunner().invoke(cli, ["--help"], prog_name="worker-adapters").output
+    assert 'eval "$(_WORKER_ADAPTERS_COMPLETE=bash_source worker-adapters)"' in shown
+    asked = {"_WORKER_ADAPTERS_COMPLETE": "bash_complete", "COMP_WORDS": "worker-adapters run --engine ll"}
+    assert shell(*COMMAND, env={**asked, "COMP_CWORD": "3"})[:2] == (0, "plain,llamacpp\n")
 
 
 def test_version_is_the_packages() -> None:

@@ -22,7 +22,12 @@ Examples:
   worker-adapters demo
   worker-adapters detect http://localhost:8000
   worker-adapters run --engine llamacpp "The quick brown fox"
+  worker-adapters run --model model.gguf --chat
   worker-adapters status --config pools.toml
+
+\b
+Completion, for bash in ~/.bashrc (zsh: with zsh_source, fish: fish_source):
+  eval "$(_WORKER_ADAPTERS_COMPLETE=bash_source worker-adapters)"
 """
 
 

@@ -83,7 +83,7 @@ class Exit(NamedTuple):
 EXITS = (
     Exit(InvalidRequest, 3, "the request is wrong", _always("")),
     Exit(ContextOverflow, 4, "the prompt is too long", _always("Shorten the prompt, or lower --max-tokens.")),
-    Exit(ModelNotFound, 5, "no such model, no model in that file, or no engine at that URL", _no_model),
+    Exit(ModelNotFound, 5, "no such model, file, or engine at that URL", _no_model),
     Exit(AuthenticationFailed, 6, "the key was refused", _always("Is the right key in --api-key-env, or in --config?")),
     Exit(CapacityExceeded, 7, "the engine is full", _capacity),
     Exit(PoolUnavailable, 8, "the GPU is full, or the pool's policy refuses", _no_gpu),
@@ -114,7 +114,7 @@ def table(done: str = "the answer is complete") -> str:
     """
     rows: list[tuple[int, str]] = [
         (DONE, done),
-        (FAILED, "for demo: something did not happen; for simulate: the port is taken; the output cannot be written"),
+        (FAILED, "demo or simulate failed, or the output cannot be written"),
         (USAGE, "the command line is wrong, or a package is missing"),
         *((row.code, f"{row.error.__name__}: {row.meaning}") for row in EXITS),
         (INTERRUPTED, "Ctrl-C"),

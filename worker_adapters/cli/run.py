@@ -41,7 +41,7 @@ Examples:
   worker-adapters run --engine ollama --model llama3.2 --chat
   worker-adapters run --model ./model.gguf --chat --system "Answer in French."
   worker-adapters run --engine llamacpp --file question.txt > answer.txt
-  git diff | worker-adapters run --engine llamacpp --system "Review this patch." -
+  git diff | worker-adapters run --engine vllm --system "Review this." -
   worker-adapters run --config pools.toml --pool chat "The quick brown fox"
   worker-adapters run --engine mock --json "Hello" | jq .type
 """
