@@ -1,36 +1,33 @@
 """Ctrl-C, or SIGTERM, cancels every job of a host: the engines are free at once, and what came so far is kept.
 
-python examples/cancel_on_signal.py                       on a simulated engine; an alarm plays Ctrl-C after a second
-python examples/cancel_on_signal.py http://localhost:8081      on your llama.cpp server: press Ctrl-C
+python examples/cancel_on_signal.py                          on a simulated engine; an alarm plays Ctrl-C after a second
+python examples/cancel_on_signal.py http://localhost:8081    on yours: press Ctrl-C
 """
 
 import signal
 import sys
-from contextlib import ExitStack
 from types import FrameType
-from typing import Any
 
 from worker_adapters import AdapterHost, connect
 from worker_adapters.simulate import LlamaCppSimulator
 
-with ExitStack() as stack:
-    url = sys.argv[1] if sys.argv[1:] else stack.enter_context(LlamaCppSimulator(slots=4, delay=0.02)).url
-    host = stack.enter_context(AdapterHost())
-    host.bind("chat", "r0", connect("llamacpp", url), max_in_flight=4)
+yours = [word for word in sys.argv[1:] if word != "--simulated"]
+
+with LlamaCppSimulator(endless=True, slots=4, delay=0.02) as sim, AdapterHost() as host:
+    host.bind("chat", "r0", connect("auto", *(yours or [sim.url])), max_in_flight=4)
 
     def stop(number: int, frame: FrameType | None) -> None:
         host.cancel_all()  # made for this: no I/O, no log, no wait
 
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(name, stop)
-    if not sys.argv[1:]:
+    if not yours:
         signal.setitimer(signal.ITIMER_REAL, 1.0)
 
-    # Endless jobs: one that is read here, three at work on threads, and two that wait for a place.
-    fields: dict[str, Any] = {"pool": "chat", "max_tokens": 100_000, "extra": {"ignore_eos": True}}
-    here = host.submit("Once upon a time", **fields)
+    # Long jobs: one that is read here, three at work on threads, and two that wait for a place.
+    here = host.submit("Once upon a time", pool="chat", max_tokens=100_000)
     here.start()
-    jobs = [host.dispatch(f"Story {number}", **fields) for number in range(5)]
+    jobs = [host.dispatch(f"Story {number}", pool="chat", max_tokens=100_000) for number in range(5)]
 
     for frame in here:
         if frame.type == "token":

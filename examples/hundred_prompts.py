@@ -32,9 +32,10 @@ def tasks(prompts: list[str]) -> Iterator[TaskRequest]:
 
 
 with ExitStack() as stack:
+    yours = [word for word in sys.argv[1:] if word != "--simulated"]
     config: Any
-    if sys.argv[1:]:
-        config, pool = sys.argv[1:]
+    if yours:
+        config, pool = yours
         prompts = sys.stdin.read().splitlines()
     else:
         config, pool = simulated(stack), "chat"

@@ -1,7 +1,7 @@
 """Get an answer as a dataclass: its fields make the JSON schema that the engine is held to.
 
-python examples/structured_output.py --simulated                         on a simulated vLLM: no server, no key
-python examples/structured_output.py vllm http://localhost:8000 MODEL    on yours; its key, if it wants one, in API_KEY
+python examples/structured_output.py                                  on a simulated vLLM: no server, no key
+python examples/structured_output.py http://localhost:8000 [MODEL]    on yours; its key, if it wants one, in API_KEY
 """
 
 import json
@@ -41,15 +41,15 @@ def fitting(kind: Any, value: Any, place: str) -> Any:
     return value
 
 
+yours = [word for word in sys.argv[1:] if word != "--simulated"]
 fields = get_type_hints(Ticket)
 properties = {name: schema(kind) for name, kind in fields.items()}
 wanted = {"type": "object", "properties": properties, "required": [*fields], "additionalProperties": False}
 held = {"type": "json_schema", "json_schema": {"name": "Ticket", "strict": True, "schema": wanted}}
 with VllmSimulator() as sim:
-    named = sys.argv[1:] if sys.argv[1:] != ["--simulated"] else []
-    name, url, model = [*named, None, None][:3] if named else ("vllm", sim.url, None)
+    url, model = [*(yours or [sim.url]), None][:2]
     try:
-        with connect(name, url, model=model, api_key=lambda: os.environ.get("API_KEY", "")) as engine:
+        with connect("auto", url, model=model, api_key=os.environ.get("API_KEY")) as engine:
             answer = engine.submit([{"role": "user", "content": f"File this: {REPORT}"}], response_format=held).result()
         told = json.loads(answer.text)
         print(Ticket(**{name: fitting(kind, told[name], name) for name, kind in fields.items()}))

@@ -1,6 +1,6 @@
 """One prompt, several engines: the same frames, the same metrics, the same errors; one that is down stops no other.
 
-python examples/three_engines.py --simulated        on three simulated engines: no server, no key
+python examples/three_engines.py                    on three simulated engines: no server, no key
 python examples/three_engines.py llamacpp=http://localhost:8081 vllm=http://localhost:8000 auto=http://gpu-box:8000
 
 Name a model behind a #, as OpenAI wants it: openai=https://api.openai.com/v1#gpt-4o-mini. The key of each engine, if it
@@ -43,8 +43,8 @@ def ask(name: str, url: str | None, model: str | None) -> bool:
 
 
 with ExitStack() as stack:
-    named = sys.argv[1:]
-    if named in ([], ["--simulated"]):
+    named = [word for word in sys.argv[1:] if word != "--simulated"]
+    if not named:
         llamacpp, vllm, openai = map(stack.enter_context, (LlamaCppSimulator(), VllmSimulator(), OpenAISimulator()))
         named = [f"llamacpp={llamacpp.url}", f"vllm={vllm.url}", f"openai={openai.base_url}#gpt-4o-mini"]
     answered = []

@@ -1,7 +1,7 @@
 """Let a model call a function of yours, until it has its answer.
 
-python examples/tool_loop.py --simulated                         on a simulated vLLM: no server, no key
-python examples/tool_loop.py vllm http://localhost:8000 MODEL    on yours; its key, if it wants one, is in API_KEY
+python examples/tool_loop.py                                  on a simulated vLLM: no server, no key
+python examples/tool_loop.py http://localhost:8000 [MODEL]    on yours; its key, if it wants one, in API_KEY
 """
 
 import json
@@ -43,12 +43,12 @@ def ask(engine: WorkerAdapter, question: str) -> str:
     sys.exit(f"no answer in {ROUNDS} rounds")
 
 
+yours = [word for word in sys.argv[1:] if word != "--simulated"]
 scripted = ("days_between", ['{"first": "2024-02-29"', ', "last": "2026-02-28"}'])
 with VllmSimulator(["It is", " 730", " days."], tool_calls=[scripted]) as sim:
-    named = sys.argv[1:] if sys.argv[1:] != ["--simulated"] else []
-    name, url, model = [*named, None, None][:3] if named else ("vllm", sim.url, None)
+    url, model = [*(yours or [sim.url]), None][:2]
     try:
-        with connect(name, url, model=model, api_key=lambda: os.environ.get("API_KEY", "")) as engine:
+        with connect("auto", url, model=model, api_key=os.environ.get("API_KEY")) as engine:
             print(ask(engine, "How many days is it from 2024-02-29 to 2026-02-28? Use the tool."))
     except WorkerError as error:
         sys.exit(f"{error.code}: {error.message}")

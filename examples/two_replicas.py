@@ -1,7 +1,7 @@
 """Two replicas behind one pool. One dies with jobs on it: what had begun fails with a typed error, the rest goes on.
 
-python examples/two_replicas.py --simulated                         on two simulated engines, one of which is killed
-python examples/two_replicas.py http://a:8081 http://b:8081         on your llama.cpp servers: kill one yourself
+python examples/two_replicas.py                                on two simulated engines, one of which is killed
+python examples/two_replicas.py http://a:8081 http://b:8081    on yours: kill one yourself
 """
 
 import logging
@@ -31,14 +31,14 @@ class Places(Observer):
 
 
 with ExitStack() as stack:
-    urls, sims = sys.argv[1:], []
-    if urls in ([], ["--simulated"]):
+    urls, sims = [word for word in sys.argv[1:] if word != "--simulated"], []
+    if not urls:
         sims = [stack.enter_context(LlamaCppSimulator(slots=4, delay=0.005)) for _ in range(2)]
         urls = [sim.url for sim in sims]
     places = Places()
     host = stack.enter_context(AdapterHost(observers=[places], breaker={"failures": 2}))
     for number, url in enumerate(urls):
-        host.bind("chat", f"r{number}", connect("llamacpp", url), max_in_flight=4)
+        host.bind("chat", f"r{number}", connect("auto", url), max_in_flight=4)
 
     # Each job goes to the replica with the fewest; those beyond max_in_flight wait for a place.
     jobs = [host.dispatch(question, pool="chat", max_tokens=32, timeouts={"pool": 300}) for question in QUESTIONS]
