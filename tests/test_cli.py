@@ -269,8 +269,9 @@ def test_a_third_partys_error_exits_as_the_class_above_it() -> None:
 
 def test_an_explanation_never_holds_the_partial_answer() -> None:
     """The line about an error counts the tokens that came, and leaves out their text."""
-    line = explain(EngineUnavailable(message="gone.", tokens_seen=3, partial_text="told in confidence"))
-    assert line == "ENGINE_UNAVAILABLE: gone (after 3 tokens). See the server's log."
+    for seen, said in ((1, "1 token"), (3, "3 tokens")):
+        line = explain(EngineUnavailable(message="gone.", tokens_seen=seen, partial_text="told in confidence"))
+        assert line == f"ENGINE_UNAVAILABLE: gone (after {said}). See the server's log."
 
 
 @pytest.mark.llamacpp

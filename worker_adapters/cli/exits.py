@@ -100,10 +100,15 @@ def exit_for(error: WorkerError) -> Exit:
     return next((_BY_CLASS[cls] for cls in type(error).__mro__ if cls in _BY_CLASS), EXITS[-1])
 
 
+def tokens(count: int) -> str:
+    """``1 token``, ``2 tokens``"""
+    return f"{count} token" if count == 1 else f"{count} tokens"
+
+
 def explain(error: WorkerError) -> str:
     """One line: the code, what happened, and what to try. Never a prompt, a secret or a partial answer."""
     message = error.message.rstrip(".")
-    so_far = f" (after {error.tokens_seen} tokens)" if error.tokens_seen else ""
+    so_far = f" (after {tokens(error.tokens_seen)})" if error.tokens_seen else ""
     return f"{error.code}: {message}{so_far}. {exit_for(error).advice(error)}".strip()
 
 

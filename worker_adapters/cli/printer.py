@@ -7,6 +7,7 @@ import sys
 
 from rich.text import Text
 
+from worker_adapters.cli.exits import tokens
 from worker_adapters.cli.terminal import console, visible
 from worker_adapters.errors import WorkerError
 from worker_adapters.frames import AnyFrame, EndFrame, ErrorFrame, Metrics, ReasoningFrame, TokenFrame
@@ -81,7 +82,7 @@ class JsonPrinter:
 def summary(end: EndFrame) -> str:
     """``50 tokens, first after 15 ms, 66.6 tokens/s, stop``"""
     told = end.metrics
-    parts = [f"{told.tokens_out} tokens"]
+    parts = [tokens(told.tokens_out)]
     if told.first_token_ms is not None:
         parts.append(f"first after {milliseconds(told.first_token_ms)}")
     if told.tokens_per_second is not None:
