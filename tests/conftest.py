@@ -6,6 +6,14 @@ from functools import partial
 
 import pytest
 
+try:
+    from hypothesis import HealthCheck, settings
+except ModuleNotFoundError:  # as where the real Triton and the real vLLM are tested
+    pass
+else:  # a machine that stalls for a moment breaks no rule of ours
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
+
 from canary import KEY, KEY_VARIABLE, Watch
 from worker_adapters.testing.stand import SimulatorStand
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.errors import InvalidRequest
@@ -101,7 +101,6 @@ def test_what_is_no_url_is_refused_and_not_shown(url: Any) -> None:
     refused(lambda: Endpoint(url), "url")
 
 
-@settings(deadline=None)
 @given(url=st.sampled_from(["http://", "https://u:p@", "unix://", "http://h/", "http://h:1?"]).flatmap(
     lambda start: st.text(max_size=12).map(lambda rest: start + rest)
 ))  # fmt: skip

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import worker_adapters
@@ -182,7 +182,6 @@ def same(one: WorkerError, other: WorkerError) -> bool:
     return type(one) is type(other) and one.to_dict() == other.to_dict() and str(one) == str(other)
 
 
-@settings(deadline=None)
 @given(error=errors())
 def test_an_error_survives_pickle_and_copy_with_every_field(error: WorkerError) -> None:
     """Class, code and every field are the same after pickle, copy and deepcopy."""
@@ -190,7 +189,6 @@ def test_an_error_survives_pickle_and_copy_with_every_field(error: WorkerError) 
         assert same(error, again)
 
 
-@settings(deadline=None)
 @given(error=errors())
 def test_an_error_survives_its_frame_with_every_field(error: WorkerError) -> None:
     """Error to frame, to dict, to frame, to exception gives the same class with the same fields."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 import urllib3
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.errors import EngineUnavailable, UnknownError, WorkerTimeout
@@ -83,7 +83,6 @@ def test_no_header_is_no_wish() -> None:
     assert asked() is None
 
 
-@settings(deadline=None)
 @given(value=st.text(st.characters(max_codepoint=255), max_size=40))
 def test_no_value_of_the_headers_raises(value: str) -> None:
     """Whatever a server writes there, the answer is a time or None."""
@@ -91,7 +90,6 @@ def test_no_value_of_the_headers_raises(value: str) -> None:
         assert ms is None or ms >= 0
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(st.sampled_from(["Wed,", "21", "Oct", "2015", "07:28:00", "GMT", "+9999", "-0000", ":", "0", "99"]))
 )

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.errors import UnknownError, WorkerTimeout
@@ -56,7 +56,6 @@ FRAMES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(frame=FRAMES)
 def test_every_frame_survives_dict_json_and_pickle(frame: AnyFrame) -> None:
     """``frame_from_dict(frame.to_dict())`` is the same frame, also through JSON and pickle."""
@@ -234,7 +233,6 @@ def test_the_guard_follows_the_table(after: str | None, kind: str) -> None:
 
 
 @given(kinds=st.lists(st.sampled_from(sorted(EXAMPLES)), max_size=8))
-@settings(deadline=None)
 def test_a_guarded_sequence_matches_the_pattern(kinds: list[str]) -> None:
     """What passes the guard, frame by frame, is a beginning of the one sequence that the contract allows."""
     tally = Tally()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.transport.redact import MASK, QUOTED, SHOWN, clean
@@ -131,7 +131,6 @@ def test_runs_that_overlap_leave_nothing_between_them() -> None:
     assert clean("x abcdefghij x", prompts=["abcdefgh+cdefghij"]) == "x [...] x"
 
 
-@settings(deadline=None)
 @given(text=st.text("abc ", max_size=60), prompt=st.text("abc ", min_size=QUOTED, max_size=60))
 def test_no_run_of_a_prompt_is_ever_shown(text: str, prompt: str) -> None:
     """Whatever text and prompt, no eight characters in a row of the prompt stand in the result."""
@@ -185,7 +184,6 @@ def test_a_huge_text_is_cleaned_in_linear_time() -> None:
         assert time.process_time() - began < 2.0
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=200), secret=st.text(min_size=4, max_size=10))
 def test_whatever_the_text_the_result_is_one_short_line(text: str, secret: str) -> None:
     """No text breaks the cleaning, and no secret that is not part of the mask itself remains."""

@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.errors import InvalidRequest
@@ -44,7 +44,6 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(value=VALUES)
 def test_every_value_survives_dict_json_and_pickle(value: JsonValue) -> None:
     """from_dict(to_dict), from_json(to_json) and pickle give the same value of the same class."""

@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.errors import CapacityExceeded, EngineUnavailable, InvalidRequest, WorkerError, WorkerTimeout
@@ -219,7 +219,6 @@ def test_of_refuses_anything_else(value: Any) -> None:
     assert "SECRET" not in str(caught.value) + repr(caught.value)
 
 
-@settings(deadline=None)
 @given(attempts=st.integers(1, 9), base=st.floats(0.001, 5), cap=st.floats(0.001, 9), roll=st.floats(0, 1))
 def test_any_policy_keeps_its_bounds(attempts: int, base: float, cap: float, roll: float) -> None:
     """Whatever the policy, there are attempts - 1 waits, each between 0 and the smaller of cap and back-off."""

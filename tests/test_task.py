@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.errors import InvalidRequest, WorkerError
@@ -332,7 +332,6 @@ TASKS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(task=TASKS)
 def test_a_task_survives_dict_json_and_pickle(task: TaskRequest) -> None:
     """from_dict(to_dict), from_json(to_json) and pickle give the same task, field by field."""
@@ -346,7 +345,6 @@ def test_a_task_survives_dict_json_and_pickle(task: TaskRequest) -> None:
         assert again.to_dict() == task.to_dict()
 
 
-@settings(deadline=None)
 @given(message=MESSAGES)
 def test_a_message_survives_dict_json_and_pickle(message: Message) -> None:
     """A message is the same after every way there and back."""

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_adapters.errors import InvalidRequest
@@ -60,7 +60,6 @@ def test_timeouts_are_frozen_values() -> None:
     assert len({timeouts, Timeouts(connect=1), Timeouts()}) == 2
 
 
-@settings(deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(CLOCKS), st.none() | st.floats(0.001, 1e6)))
 def test_a_mapping_changes_only_the_clocks_it_names(changes: dict[str, float | None]) -> None:
     """``timeouts | {...}`` keeps what the mapping does not name; a whole Timeouts replaces all."""

@@ -8,7 +8,7 @@ import weakref
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feeding import fed
@@ -140,7 +140,6 @@ def test_a_malformed_response_is_refused_however_it_is_fed(name: str) -> None:
 
 @given(pieces=st.lists(st.binary(min_size=1, max_size=40), max_size=8), cuts=st.lists(st.integers(0, 500), max_size=8))
 @example(pieces=[b"\r\n0\r\n\r\n"], cuts=[])
-@settings(deadline=None)
 def test_a_chunked_body_is_its_chunks_joined(pieces: list[bytes], cuts: list[int]) -> None:
     """Whatever bytes the chunks hold and wherever the stream is cut, the body is the chunks and nothing else."""
     data = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -151,7 +150,6 @@ def test_a_chunked_body_is_its_chunks_joined(pieces: list[bytes], cuts: list[int
 
 
 @given(data=st.binary(max_size=80))
-@settings(deadline=None)
 def test_any_bytes_parse_or_are_refused_with_one_exception(data: bytes) -> None:
     """Whatever a peer sends, the parser raises nothing but MalformedResponse."""
     parse([data])
@@ -290,7 +288,6 @@ def test_what_is_not_latin_1_is_refused(target: str, value: str) -> None:
 
 
 @given(name=st.text(max_size=8), value=st.text(max_size=12), target=st.text(max_size=8))
-@settings(deadline=None)
 def test_whatever_is_written_has_as_many_lines_as_headers(name: str, value: str, target: str) -> None:
     """No input adds a line to a request head."""
     try:

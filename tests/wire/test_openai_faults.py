@@ -273,7 +273,7 @@ def alone(value: Any) -> list[Event]:
 @example(alone({"choices": [{"logprobs": {"content": [{"token": "token_id:" + "9" * 5000}]}}]}))
 @example(alone({"error": {"message": "context length " + "9" * 5000}}))
 @example(alone({"error": {"message": "no", "code": "²²²"}}))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(streams(VALID["chunks"][1]))
 def test_no_json_breaks_the_decoder_of_chunks(events: list[Event]) -> None:
     """Whatever JSON stands in a chunk, and wherever: a well-typed delta or GarbledEvent, and no other exception."""
@@ -282,7 +282,7 @@ def test_no_json_breaks_the_decoder_of_chunks(events: list[Event]) -> None:
 
 @example(alone({"type": "error", "message": "context length " + "9" * 5000}))
 @example(alone({"type": "response.failed", "response": {"status": "failed", "error": {"status": "²²²"}}}))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(streams(VALID["responses"][1]))
 def test_no_json_breaks_the_decoder_of_responses(events: list[Event]) -> None:
     """The same for the events of the Responses API."""
@@ -290,7 +290,7 @@ def test_no_json_breaks_the_decoder_of_responses(events: list[Event]) -> None:
 
 
 @pytest.mark.parametrize("make", [ChunkDecoder, ResponsesDecoder])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.binary(max_size=40) | st.sampled_from([b"[" * 100_000, b"9" * 5000, b'{"a":' * 2000, b"\xef\xbb\xbf{}"]))
 def test_no_bytes_break_a_decoder(make: type[Decoder], data: bytes) -> None:
     """Bytes that are no JSON are garbled."""

@@ -99,7 +99,7 @@ def test_a_line_of_another_kind_is_passed_over(line: str) -> None:
     assert samples.total("b") == 1.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=200) | st.text('a{}="\\, 1.eE+-#\n', max_size=60))
 def test_no_text_breaks_it(text: str) -> None:
     """Whatever stands there, samples are finite numbers with names."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 import sseclient
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feeding import fed
@@ -197,7 +197,6 @@ PARTS = st.sampled_from([
 STREAMS = st.lists(PARTS | st.binary(max_size=3), max_size=30).map(b"".join)
 
 
-@settings(deadline=None)
 @given(stream=STREAMS, cuts=st.lists(st.integers(0, 200), max_size=6))
 @example(stream=b"data: a\n\nid: 1\n\ndata: b\n\n", cuts=[])
 @example(stream=b"data: a\r", cuts=[8])
@@ -208,7 +207,6 @@ def test_random_streams_decode_as_by_the_reference(stream: bytes, cuts: list[int
     assert decode(pieces) == reference(stream)
 
 
-@settings(deadline=None)
 @given(stream=STREAMS)
 def test_random_streams_decode_alike_however_they_are_fed(stream: bytes) -> None:
     """Whatever the bytes, every way of feeding gives the same events."""
@@ -224,7 +222,6 @@ ORDINARY = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(events=ORDINARY)
 def test_ordinary_streams_decode_as_by_sseclient(events: list[tuple[list[str], str | None, bool]]) -> None:
     """Where sseclient-py follows the rules (LF ends, no BOM, no id, whole events), it sees the same events."""
