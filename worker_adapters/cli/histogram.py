@@ -42,6 +42,8 @@ class Histogram:
     def percentile(self, percent: int) -> float | None:
         """The value at nearest rank, or None of nothing."""
         rank = max(1, -(-percent * self.count // 100))
+        if rank == self.count:
+            return self.most
         for value, seen in self._ascending():
             if seen >= rank:
                 return min(max(value, self.least), self.most)
@@ -68,7 +70,7 @@ class Timeline:
     """
 
     def __init__(self, width: float = 0.05, most: int = 800) -> None:
-        self.width = width
+        self.width = self._least = width
         self._most = most
         self._bins: list[int] = []
 
@@ -92,6 +94,6 @@ class Timeline:
         rates = []
         for first in range(0, len(self._bins), group):
             left = first * self.width
-            wide = max(self.width, min(group * self.width, end - left))
+            wide = min(group * self.width, max(end - left, self._least))
             rates.append((left + wide / 2, sum(self._bins[first : first + group]) / wide))
         return rates
