@@ -47,10 +47,10 @@ with LlamaCppSimulator(n_ctx=512, prompt_delay=0.3) as sim:
         with connect("auto", url, model=model, api_key=os.environ.get("API_KEY"), retry={"base": 0.01}) as engine:
             print("no such value:", ask(engine, temperature=-1))
             print("too long:", ask(engine, "word " * (engine.props().context_size or 1_000_000)))
-            print("too slow:", ask(engine, timeouts={"first_token": 0.001}))
             for what, faults in FAULTS.items() if not yours else ():
                 sim.misbehave(*faults)
                 print(what, ask(engine))
+            print("too slow:", ask(engine, timeouts={"first_token": 0.001}))
             print("no trouble:", ask(engine))
     except WorkerError as error:
         sys.exit(f"{error.code}: {error.message}")

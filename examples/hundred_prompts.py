@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from worker_adapters import AdapterHost, TaskRequest, WorkerError
 from worker_adapters.simulate import LlamaCppSimulator, TgiSimulator, VllmSimulator
@@ -43,13 +43,15 @@ with ExitStack() as stack:
     host = stack.enter_context(AdapterHost.from_config(config))
     finished = host.map(tasks(prompts), pool=pool, window=24, ordered=False)  # ordered=True: as the prompts come
     tokens = failed = 0
-    for job in track(finished, "asking", total=len(prompts), console=Console(stderr=True)):
-        try:
-            done = job.result()
-            tokens += done.metrics.tokens_out
-            print(json.dumps({"id": job.job_id, "text": done.text}))
-        except WorkerError as error:
-            failed += 1
-            print(json.dumps({"id": job.job_id, "error": error.code, "message": error.message}))
+    # Onto a terminal rich prints for us, above its bar; into a file or a pipe the answers go as they are.
+    with Progress(console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
+        for job in bar.track(finished, total=len(prompts), description="asking"):
+            try:
+                done = job.result()
+                tokens += done.metrics.tokens_out
+                print(json.dumps({"id": job.job_id, "text": done.text}))
+            except WorkerError as error:
+                failed += 1
+                print(json.dumps({"id": job.job_id, "error": error.code, "message": error.message}))
     print(f"{len(prompts) - failed} answers, {failed} errors, {tokens} tokens", file=sys.stderr)
     sys.exit(1 if failed else 0)

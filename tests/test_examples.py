@@ -6,11 +6,13 @@ import ast
 import importlib.util
 import json
 import os
+import pty
 import re
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,11 +65,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts examples that are told something while they run, and leaves none behind."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(example: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def begin(example: str, *arguments: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
         started.append(
-            subprocess.Popen(
-                command(example, *arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
+            subprocess.Popen(command(example, *arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
         )
         return started[-1]
 
@@ -86,6 +86,15 @@ def until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
         assert piece, f"it ended without {wanted!r}: {said!r}"
         said += piece
     return said
+
+
+def drained(terminal: int) -> None:
+    """Read what is written to a terminal, until nobody holds it any more: Linux says that with an error."""
+    try:
+        while os.read(terminal, 65536):
+            pass
+    except OSError:
+        pass
 
 
 # --- their manner
@@ -215,7 +224,7 @@ def test_handle_errors_has_an_answer_to_each() -> None:
     code, out, err = play("handle_errors.py")
     assert (code, err) == (0, "")
     assert [line.partition(":")[0] for line in out.splitlines()] == [
-        "no such value", "too long", "too slow", "wrong key", "cut off", "busy", "no trouble",
+        "no such value", "too long", "wrong key", "cut off", "busy", "too slow", "no trouble",
     ]  # fmt: skip
     assert "no such value: mend the request: temperature: " in out
     assert re.search(r"^too long: shorten it: it has \d+ tokens, and 512 fit$", out, re.MULTILINE)
@@ -474,6 +483,22 @@ def test_hundred_prompts_are_a_hundred_lines() -> None:
     assert all(line["text"] for line in told)
     assert "100 answers, 0 errors, " in err
     assert "100%" in err
+
+
+def test_answers_go_to_a_file_though_the_bar_is_on_a_terminal(start: Any) -> None:
+    """Only the bar goes to the terminal on stderr: what is piped on has every answer, a line each."""
+    ours, theirs = pty.openpty()
+    try:
+        process = start("hundred_prompts.py", stderr=theirs)
+        os.close(theirs)
+        shown = threading.Thread(target=drained, args=(ours,))
+        shown.start()
+        out, _ = process.communicate(timeout=SOON)
+        shown.join(SOON)
+    finally:
+        os.close(ours)
+    assert process.returncode == 0
+    assert len([json.loads(line) for line in out.splitlines()]) == 100
 
 
 def test_prompts_from_a_file_that_fail_stop_nothing(tmp_path: Path) -> None:
