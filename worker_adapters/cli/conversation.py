@@ -29,9 +29,10 @@ def converse(submit: Submit, printer: Printer, system: str | None) -> int:
         return _typed(conversation)
     code = DONE
     for line in piped_lines():
-        code = conversation.turn(line) or code
-        if code == INTERRUPTED:  # nobody sits there to whom it could come back
-            break
+        turned = conversation.turn(line)
+        if turned == INTERRUPTED:  # nobody sits there to whom it could come back
+            return INTERRUPTED
+        code = turned or code
     return code
 
 
@@ -45,7 +46,8 @@ def _typed(conversation: Conversation) -> int:
             conversation.clear()
             continue
         turned = conversation.turn(line)
-        code = code if turned == INTERRUPTED else turned or code
+        if turned not in (DONE, INTERRUPTED):
+            code = turned
     return code
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from worker_adapters.adapters.catalog import connect
 from worker_adapters.cli.exits import USAGE
@@ -43,13 +44,13 @@ def _started(path: Path) -> EmbeddedLlamaCpp:
     try:
         check_model_file(path)
     except (OSError, ValueError) as error:
-        raise ModelNotFound(message=str(error), phase="submit") from error
+        raise ModelNotFound(message=str(error), field="model", phase="submit") from error
     server = EmbeddedLlamaCpp(
         path, alias=path.stem, slots=1, context=CONTEXT, threads=_threads(), start_timeout=LOADING
     )
     try:
         # Shown on a terminal only.
-        with console(stderr=True).status(f"Loading {visible(path.name)} ({_size(path)})"):
+        with console(stderr=True).status(Text(f"Loading {visible(path.name)} ({_size(path)})")):
             return server.start()
     except ImportError as error:
         complain(str(error))
@@ -59,7 +60,7 @@ def _started(path: Path) -> EmbeddedLlamaCpp:
             what = str(error).splitlines()[0].removesuffix("; its log ends:")
             raise EngineUnavailable(message=what, phase="connect") from error
         message = f"llama.cpp does not load {path}: {error.reason.rstrip('.?')}"
-        raise ModelNotFound(message=message, phase="connect") from error
+        raise ModelNotFound(message=message, field="model", phase="connect") from error
     except OSError as error:
         message = f"the embedded llama.cpp server could not be started: {error}"
         raise EngineUnavailable(message=message, phase="connect") from error
