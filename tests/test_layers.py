@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,11 @@ ROOMY = {
 LATE = {"cli": "commands load what they need, so that --help is quick and a missing extra is a clear line"}
 
 
+@cache
 def modules():
-    """Dotted name below the package -> its syntax tree."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield ".".join(parts), ast.parse(path.read_text())
+    """(dotted name below the package, its syntax tree) of each."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return [(".".join(p.relative_to(PACKAGE).with_suffix("").parts), ast.parse(p.read_text())) for p in paths]
 
 
 def home(name):
@@ -73,8 +74,13 @@ def is_type_checking(node):
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+@cache
 def imports(tree):
     """(imported name, is it inside a function) of every import that runs."""
+    return list(_imports(tree))
+
+
+def _imports(tree):
     pending = [(tree, False)]
     while pending:
         node, late = pending.pop()
