@@ -19,7 +19,7 @@ from worker_adapters.cli.load import Load
 from worker_adapters.cli.looks import print_json, put
 from worker_adapters.cli.progress import progress
 from worker_adapters.cli.results import Results
-from worker_adapters.cli.target import Submit, engine_at, key, pool_of
+from worker_adapters.cli.target import Submit, check_pool, engine_at, key, pool_of
 from worker_adapters.cli.terminal import answering, complain
 from worker_adapters.errors import InvalidRequest
 from worker_adapters.stream import TokenStream
@@ -140,16 +140,11 @@ def _target(
     """Where the jobs go, in words and in fact."""
     from worker_adapters.transport.redact import clean  # transports: what only a command at work needs
 
+    check_pool(config, pool, engine=engine, url=url, api_key_env=api_key_env)
     if config is not None:
-        named = {"--engine": engine, "--url": url, "--api-key-env": api_key_env}
-        given = [name for name, value in named.items() if value is not None]
-        if given:
-            raise click.UsageError(f"--config says where the engines are: leave out {', '.join(given)}")
         return f"in {config}" if pool is None else f"in pool {pool} of {config}", pool_of(config, pool)
     if engine is None and url is None:
         raise click.UsageError("which engine? Give --engine or --url, or --config for a pool of them")
-    if pool is not None:
-        raise click.UsageError("--pool needs --config")
     options = {"retry": {"attempts": 1}, "max_idle": concurrency, **key(api_key_env)}
     return "" if url is None else f"at {clean(url)}", engine_at(engine or AUTO, url, **options)
 

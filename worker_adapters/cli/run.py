@@ -16,7 +16,7 @@ from worker_adapters.cli.conversation import converse
 from worker_adapters.cli.exits import table
 from worker_adapters.cli.printer import JsonPrinter, LivePrinter
 from worker_adapters.cli.prompt import read_prompt
-from worker_adapters.cli.target import Submit, engine_at, key, pool_of
+from worker_adapters.cli.target import Submit, check_pool, engine_at, key, pool_of
 from worker_adapters.cli.terminal import answering
 from worker_adapters.errors import InvalidRequest, WorkerError
 from worker_adapters.stream import TokenStream
@@ -145,14 +145,9 @@ def _target(
 
     :raises click.UsageError: that cannot be told.
     """
+    check_pool(config, pool, engine=engine, url=url, api_key_env=api_key_env)
     if config is not None:
-        others = {"--engine": engine, "--url": url, "--api-key-env": api_key_env}
-        given = [name for name, value in others.items() if value is not None]
-        if given:
-            raise click.UsageError(f"--config says where the engines are: leave out {', '.join(given)}")
         return _named(pool_of(config, pool), model)
-    if pool is not None:
-        raise click.UsageError("--pool needs --config")
     if engine is not None or url is not None:
         return _named(engine_at(engine or AUTO, url, **key(api_key_env)), model)
     if model is None or not _is_file(model):

@@ -34,6 +34,18 @@ def value_of(variable: str) -> str:
     return value
 
 
+def check_pool(config: str | None, pool: str | None, **others: str | None) -> None:
+    """A config says all about its engines, and only a config has pools.
+
+    :raises click.UsageError: naming the options that contradict that.
+    """
+    if config is None and pool is not None:
+        raise click.UsageError("--pool needs --config")
+    given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
+    if config is not None and given:
+        raise click.UsageError(f"--config says where the engines are: leave out {', '.join(given)}")
+
+
 @contextmanager
 def engine_at(engine: str, url: str | None, **options: Any) -> Iterator[Submit]:
     """One engine."""
