@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from measure import cores, note, pin, say, table
+from measure import cores, note, percentile, pin, say, table
 from server import LLAMACPP, fact, pieces
 
 from worker_adapters import connect
@@ -144,11 +144,6 @@ def closed_at(closes: Any) -> float:
         return float(closes.get(timeout=PATIENCE))
     except queue.Empty:
         return math.inf
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value that ``share`` of all do not exceed."""
-    return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def shown(values: list[float]) -> str:

@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
-from cost import DIALECTS, MODEL, cpu
-from measure import cores, note, pin, python, say, spread, table, verdict
+from dialects import DIALECTS, MODEL
+from measure import cores, cpu, note, pin, python, say, spread, table, verdict
 from server import Server
 
 from worker_adapters import AdapterHost, connect

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from statistics import median
 
@@ -23,9 +24,9 @@ PROGRAMS = {
 }
 
 
-def measure(program: str) -> float:
+def measure(program: str, executable: str = sys.executable) -> float:
     """Milliseconds of user and system time of an interpreter that runs ``program``."""
-    child = python("-c", program)
+    child = python("-c", program, executable=executable)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     child.communicate()

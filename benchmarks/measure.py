@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -32,9 +34,20 @@ def pin(core: int | None) -> None:
         os.sched_setaffinity(0, {core})
 
 
-def python(*arguments: str) -> subprocess.Popen[bytes]:
+def cpu() -> float:
+    """Seconds of user and system time of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def python(*arguments: str, executable: str = sys.executable) -> subprocess.Popen[bytes]:
     """A fresh interpreter, with pipes to its standard input and output."""
-    return subprocess.Popen([sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - this very Python
+    return subprocess.Popen([executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - this Python, or that of an environment made with it
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of all do not exceed."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -22,7 +22,7 @@ from functools import cache
 from types import TracebackType
 from typing import NamedTuple
 
-from measure import pin, python, say
+from measure import cpu, percentile, pin, python, say
 
 WORDS = (" the", " quick", " brown", " fox", " jumps", " over", " the", " lazy", " dog", ".")
 
@@ -143,9 +143,21 @@ FACTS = {
 }
 
 
+#: How many milliseconds late each piece was sent, since somebody last asked.
+LATE: list[float] = []
+SERVED = "/served"
+
+
+def served() -> bytes:
+    """How late pieces were sent, which is then forgotten; and how much CPU this process took so far."""
+    late = [LATE.pop() for _ in range(len(LATE))]
+    shares = {f"late_p{share}_ms": percentile(late or [0.0], share / 100) for share in (50, 99)}
+    return json.dumps({"cpu_s": cpu(), "paced": len(late), **shares}).encode()
+
+
 def fact(path: str) -> bytes:
     """The answer to a GET."""
-    body = FACTS.get(path)
+    body = served() if path == SERVED else FACTS.get(path)
     status, body = (b"404 Not Found", b"{}") if body is None else (b"200 OK", body)
     head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     return head % (status, len(body)) + body
@@ -187,6 +199,7 @@ def stream(sock: socket.socket, path: str, tokens: int, gap: float) -> None:
     for piece in pieces(path, tokens):
         due += gap
         time.sleep(max(0.0, due - time.monotonic()))
+        LATE.append((time.monotonic() - due) * 1000.0)
         sock.sendall(piece)
 
 

@@ -72,3 +72,26 @@ def test_all_clients_read_the_same_texts(engine):
     assert list(found["us"]) == [engine]
     assert all(ratio["median"] > 0 for ratio in found["ratios"].values())
     assert len(found["ratios"]) == 3
+
+
+@pytest.mark.slow
+def test_all_peers_that_are_here_read_the_same_texts(tmp_path):
+    """peers.py fails if one does not; it keeps what it prints, and prints it again from what it kept."""
+    kept = tmp_path / "kept.json"
+    program = [sys.executable, ROOT / "benchmarks" / "peers.py"]
+    peers = ["--here", "--client", "raw socket + msgspec", "--client", "huggingface_hub", "--cache", tmp_path]
+    sizes = ["--rounds", "1", "--tokens", "30", "--paced", "3", "--requests", "2", "--threads", "2", "3"]
+    figures = ["--figure", "request", "--figure", "many", "--json", kept]
+    done = subprocess.run(
+        [*program, *peers, *sizes, *figures], capture_output=True, check=False, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(kept.read_text())["figures"]
+    assert {name: [told["failed"] for told in rounds] for name, rounds in found["many"].items()} == {
+        "worker_adapters": [0],
+        "raw socket + msgspec": [0],
+        "huggingface_hub": [0],
+    }
+    assert all(told["us"] > 0 for rounds in found["request"].values() for told in rounds)
+    again = subprocess.run([*program, "--show", kept], capture_output=True, check=False, text=True, timeout=60)
+    assert again.stdout == done.stdout
