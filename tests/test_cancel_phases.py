@@ -234,6 +234,7 @@ def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 def test_broken_off_loops_leak_nothing():
     """After ``break`` out of 1,000 streams without the garbage collector: no file, no thread, every close seen."""
     with LlamaCppSimulator(endless=True) as server, LlamaCppHttpAdapter(server.url) as adapter:

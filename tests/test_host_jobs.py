@@ -475,6 +475,7 @@ def counts():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
+@pytest.mark.slow
 def test_a_thousand_dropped_streams_leave_nothing_behind():
     """At any point of their life, by reference count alone: no file, thread, place or name."""
     with LlamaCppSimulator(slots=64) as engine:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
@@ -451,11 +452,13 @@ def run(machine, examples, steps):
     gc.collect()
 
 
+@pytest.mark.slow
 def test_over_scripted_engines():
     """One started and one end or error a job; no token after a cancel; nothing left over."""
     run(Machine, 120, 50)
 
 
+@pytest.mark.slow
 def test_over_simulators():
     """The same over sockets, which are all closed in the end."""
     run(OverSockets, 20, 30)
