@@ -11,14 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from worker_adapters.cli.histogram import Histogram
-from worker_adapters.cli.printer import milliseconds
-from worker_adapters.cli.results import PERCENTILES, Results
+from worker_adapters.cli.results import PERCENTILES, Results, duration
 
 BLUE, GREEN, RED, GREY = "#2563eb", "#0d9488", "#dc2626", "#6b7280"
 #: Bars of a distribution, and of the throughput over time.
 BARS, MOMENTS = 48, 120
-#: One pixel's worth of time is no peak: throughput is averaged over at least so many seconds.
-LEAST_MOMENT = 0.2
+#: Nothing is shown that is so many times shorter than the 99th percentile.
+SHORTEST = 500
+#: Throughput is averaged over so many seconds, or over more of a long run.
+MOMENT = 0.2
 
 
 def draw(results: Results, path: str) -> None:
@@ -38,7 +39,7 @@ def draw(results: Results, path: str) -> None:
 def _throughput(axes: Axes, results: Results) -> None:
     """Tokens/s over time, and where jobs failed."""
     figures = results.figures
-    moment = max(LEAST_MOMENT, figures.seconds / MOMENTS)
+    moment = max(min(MOMENT, figures.seconds / 20), figures.seconds / MOMENTS)
     times, rates = zip(*(figures.arrivals.rates(moment, figures.seconds) or [(0.0, 0.0)]), strict=True)
     axes.fill_between(times, rates, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(times, rates, color=BLUE, linewidth=1.5)
@@ -63,9 +64,9 @@ def _distribution(axes: Axes, name: str, values: Histogram, color: str, what: st
     axes.set_ylabel(what, color=GREY)
     if not values.count:
         return
-    low, high = values.least / 1.15, values.most * 1.15
-    if high / low < 2:  # else a hair's breadth of noise would fill the page
-        low, high = low / 1.4, high * 1.4
+    low, high = _limits(values)
+    if low > values.least:
+        axes.set_xlabel(f"milliseconds (below {low:.2g}: in the first bar)", color=GREY)
     edges = [low * (high / low) ** (number / BARS) for number in range(BARS + 1)]
     counts = [0] * BARS
     for value, count in values.items():
@@ -76,10 +77,18 @@ def _distribution(axes: Axes, name: str, values: Histogram, color: str, what: st
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.set_ylim(0, max(counts) * 1.35)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     _percentiles(axes, values)
+
+
+def _limits(values: Histogram) -> tuple[float, float]:
+    """Least and most that are shown: all of a long tail; of frames that came in one read, only how many they are."""
+    low = max(values.percentile(1) or 0.0, (values.percentile(99) or 0.0) / SHORTEST)
+    high = values.most
+    narrow = 1.6 if high / low < 1.6 else 1.15  # else a hair's breadth of noise would fill the page
+    return low / narrow, high * narrow
 
 
 def _percentiles(axes: Axes, values: Histogram) -> None:
@@ -90,7 +99,7 @@ def _percentiles(axes: Axes, values: Histogram) -> None:
         on_the_left = at > math.sqrt(low * high)
         axes.axvline(at, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(
-            f" p{percent} {milliseconds(at)} ",
+            f" p{percent} {duration(at)} ",
             (at, 0.96 - 0.085 * row),
             xycoords=("data", "axes fraction"),
             ha="right" if on_the_left else "left",

@@ -162,11 +162,11 @@ def _times(figures: Figures) -> Table:
         ("whole job", figures.totals),
     ):
         nearest = [values.percentile(percent) for percent in PERCENTILES]
-        made.add_row(name, *map(_shown, (*nearest, values.most if values.count else None)))
+        made.add_row(name, *map(duration, (*nearest, values.most if values.count else None)))
     return made
 
 
-def _shown(value: float | None) -> str:
+def duration(value: float | None) -> str:
     """In milliseconds; microseconds are shown too."""
     return f"{value:.3f} ms" if value is not None and value < 0.1 else milliseconds(value)
 
