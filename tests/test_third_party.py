@@ -10,7 +10,7 @@ from worker_adapters import (
     Decoder,
     Delta,
     EngineFault,
-    EngineProps,
+    EngineUnavailable,
     ErrorRule,
     Finish,
     HttpAdapter,
@@ -22,6 +22,8 @@ from worker_adapters import (
     connect,
 )
 from worker_adapters.simulate import SimServer
+
+WHO = {"version": "7", "model": "bear"}
 
 
 class ToyDecoder(Decoder):
@@ -48,9 +50,6 @@ class ToyAdapter(HttpAdapter):
 
     def decoder(self, task):
         return ToyDecoder()
-
-    def props(self):
-        return EngineProps(engine=self.engine)
 
 
 @pytest.fixture
@@ -82,6 +81,33 @@ def test_a_third_party_adapter_brings_only_its_facts(toy):
     assert toy.submit("full").result().text == "hi you"
     with pytest.raises(StreamTruncated):
         toy.submit("cut").result()
+
+
+class NamedToy(ToyAdapter):
+    """A toy that says who it is."""
+
+    identity_questions = (("/who", dict),)
+
+    def identity(self, who):
+        return who["version"], who["model"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [(ToyAdapter, ("unknown", None, {})), (NamedToy, ("7", "bear", {"/who": WHO}))]
+)
+def test_props_tell_who_it_is_without_a_word_of_the_adapter(kind, told):
+    """The inherited props hold what the identity says; of an engine that says nothing, that it is there."""
+    with SimServer(lambda exchange: exchange.json(200, WHO)) as server, kind(server.url) as adapter:
+        props = adapter.props()
+        assert (props.engine_version, props.model, props.raw) == told
+        assert (props.engine, props.capabilities) == ("toy", kind.capabilities)
+        assert adapter.engine_version() == told[0]
+
+
+def test_props_of_an_engine_that_is_down():
+    """They are an error, also where there is nothing to be told."""
+    with ToyAdapter("http://127.0.0.1:9") as adapter, pytest.raises(EngineUnavailable):
+        adapter.props()
 
 
 def test_a_field_it_does_not_name_is_refused_or_dropped(toy, caplog):

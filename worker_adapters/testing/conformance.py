@@ -391,11 +391,12 @@ class ConformanceSuite:
             assert adapter.cancel(stream.job_id) is False
 
     def test_an_error_in_the_stream_is_typed(self, stand: Stand) -> None:
-        """An error that the engine reports mid-stream comes after the tokens it followed."""
+        """An error that the engine reports mid-stream comes after the tokens it followed, and is no truncation."""
         self._need(stand, "fail_after")
         stand.fail_after(2)
         with stand.adapter() as adapter:
             error = self._raised(adapter.submit(PROMPT), WorkerError)
+            assert not isinstance(error, StreamTruncated)  # it says what went wrong
             assert error.tokens_seen == 2
             assert not error.retriable
             assert "CANARY" not in str(error)
