@@ -34,7 +34,7 @@ def _unavailable(error: WorkerError) -> str:
     if error.phase == "connect" and not error.retriable:
         return ""  # a certificate, or a permission: the message says which
     if error.phase == "connect":
-        return "Is the server running there? Start it, or say where it is with --url."
+        return "Is the server running there? Start it, or give the right URL."
     return "See the server's log."
 
 
@@ -64,7 +64,7 @@ def _no_model(error: WorkerError) -> str:
         return "Is the file whole, and of a kind that llama.cpp knows?"
     if error.phase == "submit" and error.status is None:
         return ""  # what should be a model file: the message says what it is
-    return "Check --model, --engine and --url."
+    return "Check --model, --engine and the URL."
 
 
 def _always(words: str) -> Callable[[WorkerError], str]:
@@ -90,7 +90,7 @@ EXITS = (
     Exit(EngineUnavailable, 9, "the engine is down or failed", _unavailable),
     Exit(StreamTruncated, 10, "the answer broke off", _always("The answer is incomplete. See the server's log.")),
     Exit(WorkerTimeout, 11, "it took too long", _timeout),
-    Exit(UnknownError, 12, "anything else", _always("Is --engine right for the server at --url?")),
+    Exit(UnknownError, 12, "anything else", _always("Is --engine right for the server there?")),
 )
 _BY_CLASS = {row.error: row for row in EXITS}
 
