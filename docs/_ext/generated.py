@@ -21,7 +21,7 @@ from worker_adapters import Timeouts, WorkerError, WorkerTimeout
 from worker_adapters.adapters.catalog import ALIASES, CATALOG, adapter_class
 from worker_adapters.adapters.jobs import OPTIONAL_FIELDS
 from worker_adapters.cli.commands import cli
-from worker_adapters.cli.exits import exit_for
+from worker_adapters.cli.exits import DONE, exit_for
 from worker_adapters.cli.exits import table as exit_lines
 from worker_adapters.errors import CLOCKS, ERROR_CLASSES
 from worker_adapters.frames import FRAME_ORDER
@@ -154,20 +154,21 @@ def engine_facts(engine: str) -> Iterator[str]:
 
 
 def exit_codes() -> Iterator[str]:
-    """Exit code, what happened: as the help shows them."""
-    yield from table(("code", "meaning"), (line.split(maxsplit=1) for line in exit_lines().splitlines()), "10 90")
+    """Exit code, what happened: as the help shows them. What 0 promises differs, and stands with each command."""
+    rows = (line.split(maxsplit=1) for line in exit_lines().splitlines())
+    yield from table(("code", "meaning"), (row for row in rows if row[0] != str(DONE)), "10 90")
 
 
 def cli_help() -> Iterator[str]:
-    """A section for each command: its help, as a terminal shows it."""
+    """A section for each command: its help, as a terminal shows it, and what its exit code 0 promises."""
     group = click.Context(cli, info_name="worker-adapters", terminal_width=WIDTH, color=False)
     for name, command in sorted(cli.commands.items()):
-        command.epilog = None  # the exit codes have a table of their own
         with click.Context(command, info_name=name, parent=group, terminal_width=WIDTH, color=False) as context:
-            text = command.get_help(context)
+            text, _, codes = command.get_help(context).partition("\n\n  Exit codes:\n")
         yield from (name, "-" * len(name), "", ".. code-block:: text", "")
         yield from (f"   {line}".rstrip() for line in text.splitlines())
-        yield ""
+        done = [line.split(maxsplit=1)[1] for line in codes.splitlines() if line.split()[:1] == [str(DONE)]]
+        yield from ("", *(f"Exit code {DONE}: {promise}." for promise in done), "")
 
 
 # --- examples
