@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import struct
@@ -31,18 +30,15 @@ def check_model_file(path: Path) -> None:
     :raises OSError: it cannot be read.
     :raises ValueError: it is empty, cut off in its header, or no GGUF file.
     """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"the model {path} is a directory, not a GGUF file")
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(mode):  # reading a pipe would take from it what the engine needs
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would take from it what the engine needs
             raise ValueError(f"the model {path} is no regular file")
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no model file {path}") from None
-    except IsADirectoryError:
-        raise IsADirectoryError(f"the model {path} is a directory, not a GGUF file") from None
     except OSError as error:
         raise type(error)(f"the model file {path} cannot be read: {error.strerror}") from error
     if not head:
