@@ -1,4 +1,4 @@
-"""An adapter for an engine that nobody knows, in one file: a table of its facts. docs/adding-an-engine.rst goes on.
+"""An adapter for an engine of your own, in one file. docs/adding-an-engine.rst explains it, and goes on from there.
 
 python examples/new_engine.py                          on a parrot that is not there: no server, no key
 python examples/new_engine.py http://localhost:7070    on yours
