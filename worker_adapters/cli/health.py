@@ -39,7 +39,7 @@ Examples:
 
 HEADINGS = ("URL", "ENGINE", "STATE", "LIVE", "READY", "LATENCY", "MESSAGE")
 #: What is cut, where a terminal is narrow.
-ELASTIC = ("URL", "MESSAGE")
+ELASTIC = ("URL",)
 #: On a narrower terminal the messages stand below the table.
 WIDE = 120
 #: Threads: more engines than this are asked one after another.
@@ -114,7 +114,7 @@ def render(told: list[Told], *, wide: bool) -> RenderableType:
     headings = HEADINGS if wide else HEADINGS[:-1]
     rows = [_cells(engine)[: len(headings)] for engine in told]
     below = [] if wide else notes((engine["url"], engine["message"]) for engine in told)
-    return Group(grid(headings, rows, ELASTIC), *below)
+    return Group(grid(headings, rows, ELASTIC, wrapped=("MESSAGE",)), *below)
 
 
 def _cells(told: Told) -> list[str]:

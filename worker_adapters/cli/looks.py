@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,13 +56,21 @@ def print_json(told: Any) -> None:
     print(json.dumps(told), flush=True)
 
 
-def grid(headings: Iterable[str], rows: Iterable[Iterable[str]], elastic: Collection[str]) -> Table:
-    """A table without lines; where a terminal is narrow, only the ``elastic`` columns are cut."""
+def grid(
+    headings: Sequence[str],
+    rows: Iterable[Iterable[str]],
+    elastic: Collection[str],
+    wrapped: Collection[str] = (),
+) -> Table:
+    """A table without lines. Where a terminal is narrow the ``elastic`` columns are cut, and ``wrapped`` ones fold."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        made.add_column(heading, no_wrap=heading not in elastic)
+        made.add_column(heading, no_wrap=heading not in (*elastic, *wrapped))
     for row in rows:
         cells = [Text(visible(cell), COLORS.get(cell, ""), no_wrap=True, overflow="ellipsis") for cell in row]
+        for heading, cell in zip(headings, cells, strict=True):
+            if heading in wrapped:
+                cell.no_wrap, cell.overflow = False, "fold"
         made.add_row(*cells)
     return made
 

@@ -24,6 +24,7 @@ def progress(what: str, load: Load) -> Iterator[Callable[[], None]]:
     if not err.is_terminal or err.is_dumb_terminal:
         yield lambda: None
         return
+    err.width -= len("^C ")  # what the terminal itself writes behind the line must not wrap it
     shown = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
     with Progress(*shown, console=err, auto_refresh=False, transient=True) as line:
         task = line.add_task(what, total=load.jobs, said="")

@@ -19,7 +19,7 @@ PERCENTILES = (50, 95, 99)
 COUNTS = {
     "counted": "which are frames",
     "exact": "as the engine counts",
-    "mixed": "as the engine counts, and frames of jobs that it did not end",
+    "mixed": "as the engine counts; of jobs that it did not end, frames",
 }
 #: Above this share of a core the figures say more about this process than about the engine.
 BUSY = 0.8
@@ -54,7 +54,8 @@ class Results:
             " ".join(part for part in (engine, version, model) if part and part != "unknown")
             for engine, version, model in self.figures.engines
         ]
-        return f"{', '.join(seen) or 'no engine answered'} {self.place}".strip()
+        nobody = "no engine answered" if self.figures.jobs else "nothing was measured"
+        return f"{', '.join(seen) or nobody} {self.place}".strip()
 
     def conditions(self) -> str:
         """How it was measured."""

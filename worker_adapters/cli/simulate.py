@@ -169,8 +169,9 @@ def _introduce(engine: str, url: str, pace: str) -> None:
     """The URL for a program; for a person, what this is and what to try."""
     print(url, flush=True)
     lines = [
-        f"A simulated {engine}: no model, {pace}. Ctrl-C ends it. In another terminal:",
-        f'  worker-adapters run --engine {engine} --url {url} "The quick brown"',
+        f"A simulated {engine}: no model, {pace}.",
+        "Ctrl-C ends it. To try in another terminal:",
+        f'  worker-adapters run --engine {engine} --url {url} "Hello"',
         f"  worker-adapters bench --engine {engine} --url {url} -n 40 -c 8",
         f"  worker-adapters health {url}",
     ]
