@@ -102,6 +102,7 @@ def test_a_timeline_widens_its_bins_and_loses_nothing() -> None:
     assert len(rates) == 7
     assert all(rate == pytest.approx(1.0) for _, rate in rates)
     assert [when for when, _ in rates] == [8, 24, 40, 56, 72, 88, 98]
+    assert timeline.rates(16.0, 132.0)[-1] == (130, 0)  # nothing came any more, and that is shown
 
 
 def test_what_a_job_did_is_counted() -> None:

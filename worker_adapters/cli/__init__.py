@@ -1,1 +1,1 @@
-"""The command line: ``worker-adapters demo``, ``detect``, ``run`` and ``status``. Needs the extra ``cli``."""
+"""The command line ``worker-adapters``: a file for each command, and what they share. Needs the extra ``cli``."""

@@ -114,9 +114,8 @@ def bench(
     with answering():
         with target as submit:
             send = _sender(partial(submit, **fields), prompt, unique, chat)
-            interrupted = _run("warming up", Load(lambda number: send(jobs + number), warm_up, concurrency))
-            load = Load(send, jobs, concurrency)
-            interrupted = interrupted or _run("measuring", load)
+            before, load = Load(lambda number: send(jobs + number), warm_up, concurrency), Load(send, jobs, concurrency)
+            interrupted = bool(warm_up and _run("warming up", before)) or _run("measuring", load)
         results = Results(place, load, warm_up, fields["max_tokens"], interrupted)
         if as_json:
             print_json(results.to_dict())

@@ -16,6 +16,8 @@ from worker_adapters.cli.results import PERCENTILES, Results, duration
 BLUE, GREEN, RED, GREY = "#2563eb", "#0d9488", "#dc2626", "#6b7280"
 #: Bars of a distribution, and of the throughput over time.
 BARS, MOMENTS = 48, 120
+#: The multiples of 1, 10, 100... that are written below an axis which spans less than so many times its beginning.
+MARKS = ((5, range(1, 10)), (300, (1, 2, 5)), (math.inf, (1,)))
 #: Nothing is shown that is so many times shorter than the 99th percentile.
 SHORTEST = 500
 #: Throughput is averaged over so many seconds, or over more of a long run.
@@ -40,14 +42,14 @@ def _throughput(axes: Axes, results: Results) -> None:
     """Tokens/s over time, and where jobs failed."""
     figures = results.figures
     moment = max(min(MOMENT, figures.seconds / 20), figures.seconds / MOMENTS)
-    times, rates = zip(*(figures.arrivals.rates(moment, figures.seconds) or [(0.0, 0.0)]), strict=True)
+    times, rates = zip(*figures.arrivals.rates(moment, figures.seconds), strict=True)
     axes.fill_between(times, rates, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(times, rates, color=BLUE, linewidth=1.5)
     failed = [at for at, rate in figures.failures.rates(moment, figures.seconds) if rate]
     if failed:
         axes.plot(failed, [0] * len(failed), "v", color=RED, clip_on=False, label=f"{figures.failed} jobs failed")
         axes.legend(frameon=False, loc="upper right", fontsize=8)
-    axes.set_xlim(0, max(figures.seconds, moment))
+    axes.set_xlim(0, max(figures.seconds, figures.arrivals.width))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds", color=GREY)
     axes.set_ylabel("tokens/s", color=GREY)
@@ -77,7 +79,8 @@ def _distribution(axes: Axes, name: str, values: Histogram, color: str, what: st
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.set_ylim(0, max(counts) * 1.35)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    marks = next(marks for span, marks in MARKS if high / low < span)
+    axes.xaxis.set_major_locator(LogLocator(subs=marks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     _percentiles(axes, values)

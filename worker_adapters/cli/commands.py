@@ -23,7 +23,10 @@ Examples:
   worker-adapters detect http://localhost:8000
   worker-adapters run --engine llamacpp "The quick brown fox"
   worker-adapters run --model model.gguf --chat
+  worker-adapters health http://gpu1:8000 http://gpu2:8000 --watch
+  worker-adapters bench --engine vllm -n 200 -c 16
   worker-adapters status --config pools.toml
+  worker-adapters simulate vllm
 
 \b
 Completion, for bash in ~/.bashrc (zsh: with zsh_source, fish: fish_source):

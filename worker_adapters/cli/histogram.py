@@ -91,8 +91,9 @@ class Timeline:
         :param end: of it all; the last bin is only as wide as what there is of it.
         """
         group = max(1, math.ceil(width / self.width))
+        bins = max(len(self._bins), math.ceil(end / self.width))
         rates = []
-        for first in range(0, len(self._bins), group):
+        for first in range(0, bins, group):
             left = first * self.width
             wide = min(group * self.width, max(end - left, self._least))
             rates.append((left + wide / 2, sum(self._bins[first : first + group]) / wide))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -200,16 +200,11 @@ def _serve(server: EngineSimulator, ended: list[int]) -> None:
     """Until told to end. On a terminal, a line says what is going on."""
     err = console(stderr=True)
     live = err.is_terminal and not err.is_dumb_terminal
-    with Live(_state(server), console=err, auto_refresh=False, transient=True) if live else _nothing() as shown:
+    with Live(_state(server), console=err, auto_refresh=False, transient=True) if live else nullcontext() as shown:
         while not ended:
             time.sleep(LOOK)
             if shown is not None:
                 shown.update(_state(server), refresh=True)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _state(server: EngineSimulator) -> Text:
