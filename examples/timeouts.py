@@ -25,7 +25,7 @@ def ask(engine: WorkerAdapter, clocks: dict[str, Any], pause: float = 0.0) -> No
         told = "ended in time"
     except WorkerTimeout as error:  # .clock says which; what came before is kept, and the engine is freed
         told = f"{error.clock} fired, with {error.partial_text!r} by then"
-    print(f"{clocks or 'its own'}: {told}, after {time.monotonic() - began:.2f} s")
+    print(f"{clocks or 'as connected'}: {told}, after {time.monotonic() - began:.2f} s")
 
 
 with LlamaCppSimulator(prompt_delay=0.3, delay=0.05) as sim:

@@ -241,7 +241,7 @@ def test_each_clock_fires() -> None:
     assert (code, err) == (0, "")
     told = [re.sub(r", after \d+\.\d\d s$", "", line) for line in out.splitlines()]
     own, first, between, total, slow = told
-    assert (own, slow) == ("its own: ended in time", "{'between_tokens': 5}: ended in time")
+    assert (own, slow) == ("as connected: ended in time", "{'between_tokens': 5}: ended in time")
     assert first == "{'first_token': 0.02}: first_token fired, with '' by then"
     assert between.startswith("{'between_tokens': 0.01}: between_tokens fired, with ' the")
     assert total.startswith("{'total': 0.5}: total fired, with '")
@@ -474,6 +474,17 @@ def test_two_replicas_lose_what_had_begun_and_nothing_else(arguments: list[str])
     )
 
 
+def test_two_replicas_of_ones_own_share_the_jobs() -> None:
+    """At URLs of any engines, of which none dies, every job has its answer."""
+    with VllmSimulator(delay=0.001) as one, LlamaCppSimulator(delay=0.001) as other:
+        code, out, err = play("two_replicas.py", one.url, other.url)
+        assert one.generations + other.generations == 40
+    *answers, r0, r1 = out.splitlines()
+    assert (code, err, len(answers)) == (0, "", 40)
+    counts = [re.fullmatch(r"\[r[01]: (\d+) answers, its breaker is closed\]", line) for line in (r0, r1)]
+    assert [int(count[1]) for count in counts if count] == [one.generations, other.generations]
+
+
 def test_hundred_prompts_are_a_hundred_lines(start: Any) -> None:
     """Each answer is a line of JSON with its prompt's id, in whatever order; only the bar is on the terminal."""
     ours, theirs = pty.openpty()
@@ -560,7 +571,7 @@ def llamacpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedLlama
             r"no such value: mend .*\ntoo long: shorten it: it has \d+ tokens, and 1024 fit\n"
             r"too slow: (waited long enough: first_token fired after 0 tokens|Welcome! .*)\nno trouble: Welcome! .*\n",
         ),
-        ("timeouts.py", r"its own: ended in time, after .*\n"),
+        ("timeouts.py", r"as connected: ended in time, after .*\n"),
         ("heartbeat.py", r'.*data: \{"type": "started", .*"finish_reason": "length", .*\n\n'),
         ("local_engines.py", r"http://127\.0\.0\.1:\d+: llamacpp .*, healthy, with .*cyclic\.gguf\n"),
         ("three_engines.py", r"--- auto\n\[llamacpp .*\n\[length: \d+ tokens in, 64 out \(exact\); .*\]\n"),
