@@ -204,13 +204,13 @@ def test_a_pool_is_measured(tmp_path: Path, sim: LlamaCppSimulator) -> None:
     assert "has a, b" in bench("--config", str(config)).stderr
 
 
-def test_gaps_are_measured_where_they_are(sim: LlamaCppSimulator) -> None:
-    """A model that takes 20 ms a token and 60 for the first is seen to take no less."""
+def test_a_slow_model_is_seen_to_be_slow(sim: LlamaCppSimulator) -> None:
+    """A model that takes 60 ms for the first token and 20 for each of 23 more is never measured to take less."""
     sim.delay, sim.prompt_delay = 0.02, 0.04
     facts = told(at(sim, "--warm-up", "0", "--json", jobs=3))
     assert facts["first_token_ms"]["min"] >= 55
-    assert facts["between_tokens_ms"]["p50"] >= 15
-    assert facts["stream_tokens_per_second"]["p50"] <= 60
+    assert facts["total_ms"]["min"] >= 500
+    assert facts["between_tokens_ms"]["count"] == 3 * 23
 
 
 def test_fields_reach_the_engine(sim: LlamaCppSimulator) -> None:
@@ -325,7 +325,8 @@ def test_ctrl_c_cancels_and_prints_what_was_measured(sim: LlamaCppSimulator, pha
         assert sim.wait_idle(SOON)
     facts = json.loads(out)
     assert (code, err) == (130, "")
-    assert (facts["interrupted"], facts["completed"], facts["cancelled"]) == (True, 0, 3)
+    assert (facts["interrupted"], facts["completed"], facts["failed"]) == (True, 0, 0)
+    assert facts["cancelled"] <= 3  # fewer only if a reader had no time to see its end
     assert sim.generation_requests == 3
 
 
