@@ -11,7 +11,7 @@ PACKAGE = Path(importlib.util.find_spec("worker_adapters").origin).parent
 
 #: Lowest first. A module imports modules of lower rows, or to its left in its own row.
 ROWS = [
-    ["errors", "timeouts", "jsonvalue", "frames", "message", "task", "report"],
+    ["late", "errors", "timeouts", "jsonvalue", "frames", "message", "task", "report"],
     ["clocks", "cancel", "retry"],
     ["contract", "tally", "plan", "driver", "stream"],
     [

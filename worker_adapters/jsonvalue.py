@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from worker_adapters.late import loading
+
 
 def _plain(value: Any) -> Any:
     """What msgspec does not take by itself: subclasses of str, int and float, such as numpy's and Django's."""
@@ -45,7 +47,8 @@ class JsonValue:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain JSON values; nested values become dicts."""
-        from dataclasses_json import DataClassJsonMixin  # 70 ms, see above
+        with loading:
+            from dataclasses_json import DataClassJsonMixin  # 70 ms, see above
 
         return DataClassJsonMixin.to_dict(self)  # type: ignore[arg-type]  # works on any dataclass instance
 
@@ -55,7 +58,8 @@ class JsonValue:
 
         :raises ValueError: an unknown field; for a task it is an ``InvalidRequest``.
         """
-        from dataclasses_json import DataClassJsonMixin  # 70 ms, see above
+        with loading:
+            from dataclasses_json import DataClassJsonMixin  # 70 ms, see above
 
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__}: want a mapping")

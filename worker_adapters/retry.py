@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from worker_adapters.errors import InvalidRequest, WorkerError
+from worker_adapters.late import loading
 from worker_adapters.timeouts import check_count, check_seconds
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class Retries:
     def after(self, error: WorkerError) -> float | None:
         """Seconds to wait before the next try, or None: give the error to the caller."""
         if self._controller is None or self._state is None:
-            import tenacity  # 30 ms, and only a job that was refused needs it
+            with loading:
+                import tenacity  # 30 ms, and only a job that was refused needs it
 
             self._controller = self._strategies(tenacity)
             self._state = tenacity.RetryCallState(self._controller, None, (), {})

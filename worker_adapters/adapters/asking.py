@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from worker_adapters.errors import EngineUnavailable, UnknownError, WorkerError
+from worker_adapters.late import loading
 from worker_adapters.transport.control import Reply
 from worker_adapters.transport.network import Network
 
@@ -47,7 +48,8 @@ class Asking:
 
         :raises WorkerError: the engine is down, refuses us, or says something else there.
         """
-        import tenacity  # 30 ms, and only who asks for props needs it
+        with loading:
+            import tenacity  # 30 ms, and only who asks for props needs it
 
         def left() -> float:
             return self._deadline - self._network.monotonic()

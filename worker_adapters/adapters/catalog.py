@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker_adapters.contract import WorkerAdapter
 from worker_adapters.errors import InvalidRequest
+from worker_adapters.late import loading
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -51,7 +52,8 @@ def adapter_class(engine: str) -> type[WorkerAdapter]:
     engine = ALIASES[engine][0] if engine in ALIASES else engine
     if engine in CATALOG:
         module, _, name = CATALOG[engine].partition(":")
-        found: type[WorkerAdapter] = getattr(import_module(module), name)
+        with loading:
+            found: type[WorkerAdapter] = getattr(import_module(module), name)
         return found
     point = _third_party().get(engine)
     if point is None:
@@ -91,7 +93,9 @@ def _detected(url: str | None, options: dict[str, Any]) -> tuple[str, str]:
     if url is None:
         raise InvalidRequest(message='url: connect("auto", url) needs one to ask', field="url", phase="submit")
     reaching = {name: options[name] for name in REACHING if name in options}
-    found: tuple[str, str] = import_module(DETECTION).find(url, **reaching)
+    with loading:
+        detection = import_module(DETECTION)
+    found: tuple[str, str] = detection.find(url, **reaching)
     if found[0] not in available_engines():
         known = ", ".join(available_engines())
         message = f"engine: a {found[0]} server answers there, and there is no adapter for it; there are {known}"

@@ -18,6 +18,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker_adapters.cancel import Job, new_job_id
 from worker_adapters.errors import UnknownError, WorkerError
+from worker_adapters.late import loading
 from worker_adapters.transport.connection import Steps
 from worker_adapters.transport.endpoint import Endpoint
 from worker_adapters.transport.faults import control_fault, lost
@@ -75,7 +76,8 @@ class ControlClient:
         :param timeout: seconds over everything (a DNS lookup cannot be interrupted).
         :raises WorkerError: no whole answer.
         """
-        import requests  # 130 ms, and an adapter that only streams never needs it
+        with loading:
+            import requests  # 130 ms, and an adapter that only streams never needs it
 
         session = self._session or self._make_session(requests)
         scheme = "https" if self._endpoint.tls else "http"
