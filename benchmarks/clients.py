@@ -129,7 +129,7 @@ def httpx_sse(engine: str, url: str) -> Stream:
 
     dialect = DIALECTS[engine]
     text_in = dialect.loose
-    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)  # its 100 would fail 256 threads
+    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)  # else 256 threads take turns
     client = httpx.Client(timeout=60.0, limits=unlimited)
     headers = {"Content-Type": "application/json"}
 

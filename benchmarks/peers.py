@@ -37,6 +37,8 @@ FIGURES = ("saturated", "paced", "request", "few", "many", "memory", "import", "
 Cores = tuple[int | None, int | None]
 #: Milliseconds between the tokens of a paced stream.
 GAP = 10.0
+#: Seconds after which a client that has not finished will not.
+PATIENCE = 600.0
 VERSIONS = """
 import importlib.metadata, json
 print(json.dumps({each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}))
@@ -78,8 +80,15 @@ def environment(folder: Path, name: str) -> str:
 def child(executable: str, *job: object) -> dict[str, Any]:
     """One measurement in a fresh process; what it said, nothing if it failed."""
     process = python(PROGRAM, json.dumps(job), executable=executable)
-    out, _ = process.communicate()
-    return {} if process.returncode else json.loads(out)
+    try:
+        out, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, _ = process.communicate()
+    if process.returncode:
+        note(f"failed: {job}")
+        return {}
+    return json.loads(out)
 
 
 def imported(executable: str, name: str) -> dict[str, Any]:
@@ -158,32 +167,27 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def versions(executable: str) -> dict[str, str]:
+    """Of all that is installed in an environment."""
+    return json.loads(subprocess.check_output([executable, "-c", VERSIONS]))  # noqa: S603 - an environment of ours
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything: what, when, where, and every value of every round."""
     names = [name for name in CLIENTS if not options.client or name in (OURS, *options.client)]
     pythons = {name: sys.executable if options.here else environment(options.cache, name) for name in names}
-    for name, executable in pythons.items():
-        imports.measure(CLIENTS[name].imports, executable)  # compiles it
     pair = cores()
     pin(pair[0])  # and with this process all interpreters that it starts
+    for name, executable in pythons.items():
+        imports.measure(CLIENTS[name].imports, executable)  # compiles it
     few, many = options.threads
     result: dict[str, Any] = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {processor()}, {platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {
-            name: json.loads(subprocess.check_output([executable, "-c", VERSIONS]))  # noqa: S603 - an environment of ours
-            for name, executable in pythons.items()
-        },
-        "sizes": {
-            "rounds": options.rounds,
-            "tokens": options.tokens,
-            "paced": options.paced,
-            "requests": options.requests,
-            "few": few,
-            "many": many,
-            "gap_ms": GAP,
-        },
+        "versions": {name: versions(executable) for name, executable in pythons.items()},
+        "sizes": {name: getattr(options, name) for name in ("rounds", "tokens", "paced", "requests")}
+        | {"few": few, "many": many, "gap_ms": GAP},
         "loads": loads(options, pair) if "load" in (options.figure or FIGURES) else {},
         "figures": {figure: {name: [] for name in names} for figure in plan(options)},
     }

@@ -47,10 +47,18 @@ def values(result: Result, figure: str, name: str, value: str) -> list[float]:
     return [found[value] for found in result["figures"].get(figure, {}).get(name, []) if value in found]
 
 
+def pairs(result: Result, column: Column, name: str, other: str) -> list[tuple[float, float]]:
+    """A client's value and another's, of each round in which both have one."""
+    told = result["figures"].get(column.figure, {})
+    rounds = zip(told.get(name, []), told.get(other, []), strict=True) if name in told and other in told else ()
+    return [
+        (one[column.value], two[column.value]) for one, two in rounds if column.value in one and column.value in two
+    ]
+
+
 def ratios(result: Result, column: Column, name: str, over: str) -> list[float]:
     """A client's value over another's, round by round."""
-    pair = (values(result, column.figure, client, column.value) for client in (name, over))
-    return [value / other for value, other in zip(*pair, strict=False)]
+    return [value / other for value, other in pairs(result, column, name, over)]
 
 
 def cell(result: Result, column: Column, name: str) -> str:
@@ -91,7 +99,6 @@ def goals(result: Result) -> str:
     sizes = result["sizes"]
     saturated, paced, request, first, _ = ONE
     imported, _, stream = REST
-    ours = {column: values(result, column.figure, OURS, column.value) for column in (*ONE, *REST)}
     rows = [
         (f"a token, saturated: ours / {REQUESTS}", ratios(result, saturated, OURS, REQUESTS), 0.4),
         (f"a token, saturated: ours / {URLLIB3}", ratios(result, saturated, OURS, URLLIB3), 1.1),
@@ -100,7 +107,7 @@ def goals(result: Result) -> str:
         (f"a request: ours / {REQUESTS}", ratios(result, request, OURS, REQUESTS), 0.55),
         (
             f"first token, p50: ours less {FLOOR}, us",
-            [us - less for us, less in zip(ours[first], values(result, "request", FLOOR, first.value), strict=False)],
+            [us - less for us, less in pairs(result, first, OURS, FLOOR)],
             150,
         ),
         (
@@ -113,7 +120,7 @@ def goals(result: Result) -> str:
             ratios(result, MANY[1]._replace(figure="many"), OURS, FLOOR),
             1.1,
         ),
-        ("a stream, KiB", ours[stream], 60),
+        ("a stream, KiB", values(result, stream.figure, OURS, stream.value), 60),
         (f"import: ours / {REQUESTS}", ratios(result, imported, OURS, REQUESTS), 1.8),
     ]
     told = [

@@ -3,6 +3,7 @@
 What they measure is no matter for a test: here is only held that they measure the same thing.
 """
 
+import http.client
 import json
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def server(monkeypatch):
     import server
 
     yield server
-    for name in ("server", "measure"):
+    for name in ("server", "measure", "load"):
         sys.modules.pop(name, None)
 
 
@@ -58,6 +59,47 @@ def test_the_load_server_sends_events_of_the_recorded_shape(server, path, record
     wanted = shapes(recorded)[:kinds]
     assert len(wanted) == kinds
     assert shapes(line.strip() for line in sent)[:kinds] == wanted
+
+
+def everything_from(url, facts, requests):
+    """Status, headers and body of each answer, on one connection."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    answers = []
+    for method, asked, body in [*(("GET", name, None) for name in facts), *requests]:
+        connection.request(method, asked, body)
+        answer = connection.getresponse()
+        answers.append((answer.status, answer.getheaders(), answer.read()))
+    connection.close()
+    return answers
+
+
+def test_the_compiled_load_server_says_what_the_python_one_says(server, tmp_path):
+    """Facts and streams, all at once and piece by piece."""
+    import load
+
+    program = load.built(tmp_path)
+    if program is None:
+        pytest.skip("no C compiler, or no epoll")
+    requests = [
+        ("POST", "/v1/chat/completions", json.dumps({"messages": [{"content": f"{gap}"}], "max_tokens": 3}))
+        for gap in (0, 1)
+    ]
+    said = []
+    for load_server in (load.CompiledServer(program, [3]), server.Server()):
+        with load_server as url:
+            said.append(everything_from(url, server.FACTS, requests))
+            late = json.loads(everything_from(url, [server.SERVED], [])[0][2])
+            assert late["paced"] == 4
+            assert late["cpu_s"] > 0
+    assert said[0] == said[1]
+
+
+def test_the_page_shows_what_was_kept():
+    """The page on performance is what peers.py prints of the newest results."""
+    newest = max((ROOT / "benchmarks" / "results").glob("*.json"))
+    program = [sys.executable, ROOT / "benchmarks" / "peers.py", "--show", newest]
+    done = subprocess.run(program, capture_output=True, check=True, text=True, timeout=60)
+    assert (ROOT / "docs" / "captures" / "performance.txt").read_text() == done.stdout
 
 
 @pytest.mark.slow
