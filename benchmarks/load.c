@@ -99,12 +99,13 @@ static struct answer *served(void)
     static struct answer answer = {.bytes = bytes, .ends = &end, .pieces = 1};
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+    double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec;
+    cpu += (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
     int size = sprintf(body, "{\"cpu_s\": %.6f, \"paced\": %ld, \"late_p50_ms\": %.2f, \"late_p99_ms\": %.2f}",
                        cpu, pieces_sent, late_ms(0.5), late_ms(0.99));
     memset(late, 0, sizeof late);
     pieces_sent = 0;
-    end = sprintf(bytes, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", size, body);
+    end = sprintf(bytes, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, body);
     return &answer;
 }
 
@@ -119,7 +120,8 @@ static struct answer *answer_to(const char *head, const char *body)
     static char missing[] = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
     static size_t end = sizeof missing - 1;
     static struct answer none = {.bytes = missing, .ends = &end, .pieces = 1};
-    const char *path = strchr(head, ' ') + 1;
+    const char *path = head + strcspn(head, " ");
+    path += strspn(path, " ");
     size_t size = strcspn(path, " ");
     int post = !strncmp(head, "POST ", 5);
     long tokens = post ? number_after(body, "\"max_tokens\"") : 0;
@@ -136,7 +138,8 @@ static void pump(int fd)
 {
     struct connection *connection = connections[fd];
     while (connection->answer && connection->sent < connection->due) {
-        ssize_t size = send(fd, connection->answer->bytes + connection->sent, connection->due - connection->sent, MSG_NOSIGNAL);
+        const char *rest = connection->answer->bytes + connection->sent;
+        ssize_t size = send(fd, rest, connection->due - connection->sent, MSG_NOSIGNAL);
         if (size < 0) {
             if (errno != EAGAIN)
                 hang_up(fd);
