@@ -20,9 +20,11 @@ from worker_adapters.testing.stand import SimulatorStand
 
 def pytest_configure(config):
     os.environ[KEY_VARIABLE] = KEY
+    # So a shell starts what it runs in the background, and nohup anything; our children would inherit it and stay deaf.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # So a shell starts what it runs in the background, and our children would inherit it: deaf to Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(Watch(), "canaries")
 
 

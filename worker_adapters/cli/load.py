@@ -55,8 +55,9 @@ class Load:
         """Cancel what runs, at the engine, and send no more. From a signal handler; never blocks."""
         self.cancelled = True
         for reader in self._readers:
-            if reader.stream is not None:
-                reader.stream.cancel()
+            stream = reader.stream  # read once: its thread may be done with it between two looks
+            if stream is not None:
+                stream.cancel()
         return True
 
     @property
