@@ -51,9 +51,10 @@ def silent_tls():
 
 
 @contextmanager
-def simulator(*faults, **options):
-    with LlamaCppSimulator(**options) as server:
-        server.misbehave(*faults)
+def simulator(fault):
+    """A server that does this at every job."""
+    with LlamaCppSimulator() as server:
+        server.always(fault)
         yield server.url
 
 
