@@ -178,6 +178,24 @@ def test_a_prompt_that_is_read_must_be_utf8(tmp_path: Path) -> None:
         assert f"{place} is not UTF-8" in answer.output
 
 
+def test_a_standard_input_that_cannot_be_read_is_named(shell: Any, tmp_path: Path) -> None:
+    """A standard input that is open for writing alone is a usage error, not one of our output."""
+    with open(tmp_path / "file", "wb") as file:
+        for arguments in (["-"], ["--chat"]):
+            code, out, err = shell(*COMMAND, "run", "--engine", "mock", *arguments, stdin=file)
+            assert (code, out) == (2, "")
+            assert "standard input cannot be read: Bad file descriptor" in err
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e10", "0"])
+@pytest.mark.parametrize("option", ["--every", "--timeout"])
+def test_what_no_clock_can_wait_is_exit_2(option: str, seconds: str) -> None:
+    """Seconds that are no number, or too many for a clock, are a usage error before anybody is asked."""
+    answer = CliRunner().invoke(cli, ["health", option, seconds, "--watch", "http://127.0.0.1:9"])
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert option in answer.stderr
+
+
 # --- what is missing
 
 

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from worker_adapters.adapters.catalog import AUTO, available_engines, connect
 from worker_adapters.cli.exits import DONE, exit_for, table
 from worker_adapters.cli.looks import columns, grid, notes, print_json, showing
+from worker_adapters.cli.number import DAY, Number
 from worker_adapters.cli.printer import milliseconds
 from worker_adapters.cli.target import key
 from worker_adapters.cli.terminal import answering, complain
@@ -65,14 +66,14 @@ Told = dict[str, Any]
 @click.option("--probe", is_flag=True, help="Have each generate one token, too.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, DAY, min_open=True),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
     help="For the check; and as much again for finding out what it is.",
 )
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
-@click.option("--every", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option("--every", type=Number(0.1, DAY), default=2.0, show_default=True, help="Seconds between two looks.")
 @click.option("--api-key-env", metavar="NAME", help="The environment variable that holds the API key.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each engine instead.")
 @click.argument("urls", metavar="URL...", nargs=-1, required=True)

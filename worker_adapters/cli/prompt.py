@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -26,21 +27,21 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
             raise click.UsageError(f"--file {file} cannot be read: {error.strerror}") from None
     if prompt != "-":
         return prompt or ""
-    _check_stdin()
-    if sys.stdin.isatty():
-        click.echo("Reading the prompt from the terminal; Ctrl-D ends it.", err=True)
-    return _decoded(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+    with _standard_input() as stdin:
+        if stdin.isatty():
+            click.echo("Reading the prompt from the terminal; Ctrl-D ends it.", err=True)
+        return _decoded(stdin.read(), "standard input").removesuffix("\n")
 
 
 def piped_lines() -> Iterator[str]:
     """The lines of standard input, each as it comes; empty ones are left out.
 
-    :raises click.UsageError: one is no UTF-8.
+    :raises click.UsageError: one is no UTF-8, or cannot be read.
     """
-    _check_stdin()
-    for line in sys.stdin.buffer:
-        if text := _decoded(line, "standard input").strip():
-            yield text
+    with _standard_input() as stdin:
+        for line in stdin:
+            if text := _decoded(line, "standard input").strip():
+                yield text
 
 
 def typed_lines() -> Iterator[str]:
@@ -68,9 +69,14 @@ def _typed() -> str:
     return input()
 
 
-def _check_stdin() -> None:
+@contextlib.contextmanager
+def _standard_input() -> Iterator[BinaryIO]:
     if sys.stdin is None:
         raise click.UsageError("standard input is closed")
+    try:
+        yield sys.stdin.buffer
+    except OSError as error:
+        raise click.UsageError(f"standard input cannot be read: {error.strerror}") from None
 
 
 def _decoded(data: bytes, place: str) -> str:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from worker_adapters.adapters.catalog import ALIASES
 from worker_adapters.cli.exits import DONE, FAILED, table
+from worker_adapters.cli.number import DAY, Number
 from worker_adapters.cli.target import value_of
 from worker_adapters.cli.terminal import answering, complain, console
 from worker_adapters.simulate import SIMULATORS, EngineSimulator, Fault
@@ -60,7 +61,7 @@ Examples:
 @click.option("--port", type=click.IntRange(0, 65535), help="0 is any free one.  [default: the engine's usual port]")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=30,
     show_default=True,
     metavar="TOKENS/S",
@@ -68,7 +69,7 @@ Examples:
 )
 @click.option(
     "--first-token",
-    type=click.FloatRange(0),
+    type=Number(0, DAY),
     default=0.1,
     show_default=True,
     metavar="SECONDS",

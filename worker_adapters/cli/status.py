@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 
 from worker_adapters.cli.exits import DONE, exit_for, table
 from worker_adapters.cli.looks import grid, notes, print_json, showing
+from worker_adapters.cli.number import DAY, Number
 from worker_adapters.cli.terminal import answering, complain
 from worker_adapters.errors import EngineUnavailable
 from worker_adapters.host.host import AdapterHost
@@ -43,7 +44,7 @@ ELASTIC = ("POOL", "REPLICA", "VERSION")
 @click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False), help="A TOML file of pools.")
 @click.option("--timeout", type=float, default=2.0, show_default=True, metavar="SECONDS", help="For a health check.")
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
-@click.option("--every", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option("--every", type=Number(0.1, DAY), default=2.0, show_default=True, help="Seconds between two looks.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON instead, for every look.")
 @click.pass_context
 def status(ctx: click.Context, /, *, config: str, timeout: float, watch: bool, every: float, as_json: bool) -> None:
