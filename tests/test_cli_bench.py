@@ -363,6 +363,20 @@ def test_progress_is_shown_at_a_terminal_alone(sim: LlamaCppSimulator) -> None:
     assert terminal.shown.endswith("\x1b[2K")
 
 
+def test_the_cursor_is_there_whenever_bench_ends(sim: LlamaCppSimulator) -> None:
+    """While its progress is shown the cursor is, too: a second Ctrl-C, or a kill, has no time to show it again."""
+    sim.endless, sim.delay = True, 0.002
+    command = ("bench", "--url", sim.url, "-n", "9", "-c", "2", "--max-tokens", "1000000")
+    with (
+        Terminal(80) as terminal,
+        started(*command, stderr=terminal.end, env=terminal.environment) as process,
+    ):
+        terminal.read(until="tokens/s")
+        process.kill()
+        terminal.read()
+    assert terminal.shown.rfind("\x1b[?25h") > terminal.shown.rfind("\x1b[?25l")
+
+
 @pytest.mark.parametrize("columns", [80, 200])
 def test_results_fit_a_terminal(sim: LlamaCppSimulator, columns: int) -> None:
     """No line is longer than the terminal is wide; errors wrap."""

@@ -27,6 +27,7 @@ def progress(what: str, load: Load) -> Iterator[Callable[[], None]]:
     err.width -= len("^C ")  # what the terminal itself writes behind the line must not wrap it
     shown = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
     with Progress(*shown, console=err, auto_refresh=False, transient=True) as line:
+        err.show_cursor()  # rich hides it, and a second Ctrl-C leaves no time to show it again
         task = line.add_task(what, total=load.jobs, said="")
         seen: deque[tuple[float, int]] = deque(maxlen=LOOKS)
 
