@@ -61,19 +61,31 @@ def test_a_busy_port_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "code"),
-    [("--die-after", "STREAM_TRUNCATED"), ("--error-after", "ENGINE_UNAVAILABLE"), ("--silent-after", "TIMEOUT")],
+    ("option", "code"), [("--die-after", "STREAM_TRUNCATED"), ("--error-after", "ENGINE_UNAVAILABLE")]
 )
 def test_answers_go_wrong_as_asked(option: str, code: str) -> None:
     """--die-after and its kin strike every answer after so many tokens."""
     with started("simulate", "openai", "--port", "0", option, "3", "--rate", "1000") as process:
         url = process.stdout.readline().decode().strip()
-        with connect("openai", url, timeouts={"between_tokens": 0.3}) as engine:
+        with connect("openai", url) as engine:
             for _ in range(2):
                 with pytest.raises(WorkerError) as caught:
                     engine.submit("hi", max_tokens=20).result()
                 assert caught.value.tokens_seen == 3
                 assert caught.value.code == code
+
+
+def test_answers_go_silent_as_asked() -> None:
+    """--silent-after: so many tokens come, and then neither a word nor an end."""
+    with started("simulate", "openai", "--port", "0", "--silent-after", "3", "--rate", "1000") as process:
+        url = process.stdout.readline().decode().strip()
+        with connect("openai", url) as engine, engine.submit("hi", max_tokens=20) as stream:
+            frames = stream.ticks(every=0.2)
+            tokens = 0
+            while tokens < 3:
+                frame = next(frames)
+                tokens += frame is not None and frame.type == "token"
+            assert next(frames) is None
 
 
 def test_every_job_is_refused_as_asked() -> None:
@@ -104,6 +116,8 @@ def test_it_can_demand_a_key() -> None:
         ((), "ENGINE"),
         (("nope",), "'llamacpp'"),
         (("vllm", "--rate", "0"), "--rate"),
+        (("vllm", "--rate", "nan"), "--rate"),
+        (("vllm", "--first-token", "inf"), "--first-token"),
         (("vllm", "--port", "70000"), "--port"),
         (("vllm", "--die-after", "3", "--refuse", "503"), "--die-after and --refuse"),
         (("vllm", "--api-key-env", "NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE"),

@@ -255,7 +255,7 @@ def test_heartbeats_come_before_the_first_token() -> None:
     beats = [event for event in events if event == ": still waiting"]
     frames = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: ")]
     assert events[: len(beats)] == beats
-    assert len(beats) >= 2
+    assert beats
     assert len(beats) + len(frames) == len(events)
     assert [frame["type"] for frame in frames] == ["started", *["token"] * 6, "end"]
 
