@@ -3,6 +3,7 @@
 import os
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,16 @@ def pytest_collection_modifyitems(items):
     bare = [item.nodeid for item in items if not (getattr(item, "obj", None) and item.obj.__doc__)]
     if bare:
         raise pytest.UsageError(f"tests without a docstring that states their rule: {', '.join(bare[:5])}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A failure also tells for what the machine's processes waited lately: a disk that stood still has failed tests."""
+    report = yield
+    if report.failed:
+        waited = [f"{kind.name}: {kind.read_text().splitlines()[0]}" for kind in Path("/proc/pressure").glob("*")]
+        report.sections.append(("the machine's stalls (/proc/pressure)", "\n".join(waited)))
+    return report
 
 
 @pytest.fixture(autouse=True)

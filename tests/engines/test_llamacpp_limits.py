@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 from engines.conftest import ROUND
-from engines.llamacpp_bench import PATIENCE, Reader, ask, at_once, text_of, types_of, until, wait_silent, watch_retries
+from engines.llamacpp_bench import (
+    PATIENCE,
+    SOON,
+    Reader,
+    ask,
+    at_once,
+    text_of,
+    types_of,
+    until,
+    wait_silent,
+    watch_retries,
+)
 from worker_adapters import AuthenticationFailed, ContextOverflow, EngineUnavailable, LlamaCppHttpAdapter, TokenStream
 from worker_adapters.embedded import EmbeddedLlamaCpp, recital
 
@@ -166,7 +177,7 @@ def test_a_long_loading_ends_the_questions(adapters: Adapters) -> None:
         began = time.monotonic()
         with pytest.raises(EngineUnavailable) as caught:
             engine.props()
-        assert time.monotonic() - began < 5.5
+        assert time.monotonic() - began < SOON
         assert caught.value.status == 503
 
 
@@ -182,7 +193,7 @@ def test_health_of_an_engine_that_is_down(adapters: Adapters) -> None:
             health = engine.health(probe=probe)
             assert (health.state, health.live, health.ready) == ("unhealthy", False, False)
             assert health.message
-            assert health.latency_ms < 1000
+            assert health.latency_ms < SOON * 1000
         with pytest.raises(EngineUnavailable):
             engine.engine_version()
 
@@ -192,7 +203,7 @@ def test_health_when_ready(engine: LlamaCppHttpAdapter) -> None:
     for probe in (False, True):
         health = engine.health(probe=probe)
         assert (health.state, health.live, health.ready) == ("healthy", True, True)
-        assert 0 < health.latency_ms < 2000
+        assert 0 < health.latency_ms < SOON * 1000
 
 
 def test_health_when_busy(narrow: EmbeddedLlamaCpp, adapters: Adapters) -> None:
@@ -203,7 +214,7 @@ def test_health_when_busy(narrow: EmbeddedLlamaCpp, adapters: Adapters) -> None:
         assert engine.health().ready
         began = time.monotonic()
         health = engine.health(probe=True, timeout=0.3)
-        assert time.monotonic() - began < 1.3
+        assert time.monotonic() - began < 4.5  # unless told, it would wait for 5
         assert not health.ready
         props = engine.props()
         assert (props.slots_total, props.slots_free) == (1, 0)
@@ -221,7 +232,7 @@ def test_health_when_it_says_nothing(adapters: Adapters) -> None:
         for probe in (False, True):
             began = time.monotonic()
             health = engine.health(probe=probe, timeout=0.3)
-            assert 0.29 < time.monotonic() - began < 1.3
+            assert 0.29 < time.monotonic() - began < 4.5  # unless told, it would wait for 5
             assert health.state == "unhealthy"
             assert not health.ready
         server.resume()
@@ -330,4 +341,4 @@ def test_props_of_a_slow_prompt(ponderous: Path, adapters: Adapters) -> None:
             assert engine.health().ready
             began = time.monotonic()
             assert engine.props().slots_free in (0, None)
-            assert time.monotonic() - began < 5.5
+            assert time.monotonic() - began < SOON

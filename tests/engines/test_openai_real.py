@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engines.llamacpp_bench import Reader, at_once, milliseconds, take, text_of, types_of, until
+from engines.llamacpp_bench import SOON, Reader, at_once, milliseconds, take, text_of, types_of, until, usual
 from worker_adapters import ContextOverflow, EngineUnavailable, InvalidRequest, OpenAIHttpAdapter, StreamTruncated
 from worker_adapters.embedded import EmbeddedLlamaCpp, recital
 
@@ -89,8 +89,8 @@ def test_cancel_frees_the_slot(
     kind = "chat" if task is MESSAGES else "prompt"
     record_property(f"openai on llama.cpp: cancel -> reader's end ({kind})", milliseconds(reader_took))
     record_property(f"openai on llama.cpp: cancel -> next job's answer ({kind})", milliseconds(head_took))
-    assert max(reader_took) < 1
-    assert max(head_took) < 2
+    assert usual(reader_took) < 1
+    assert usual(head_took) < 2
 
 
 @FORMS
@@ -119,7 +119,7 @@ def test_killed_in_the_middle(make: Make, cyclic: Any, task: Any) -> None:
         server.kill()
         with pytest.raises(StreamTruncated) as caught:
             frames += list(stream)
-        assert time.monotonic() - killed < 1
+        assert time.monotonic() - killed < SOON
         assert caught.value.partial_text.startswith(text_of(frames))
         assert not caught.value.retriable
         assert not engine.health().live

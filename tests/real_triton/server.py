@@ -22,12 +22,14 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engines.llamacpp_bench import PATIENCE
+from memory_log import MemoryLog
 from real_triton.repository import write
 
 START = 120.0
 STOP = 10.0
 #: Ends a server whose tests were killed: their end of its input closes with them, whatever they died of.
-REAPER = 'cat >/dev/null; kill -s KILL -- "-$1"; rm -rf "$2" "$3"*'
+REAPER = 'cat >/dev/null; kill -s KILL -- "-$1"; rm -rf "$2" "$3" "$4"*'
 #: Where Linux keeps memory that processes share.
 SHARED = Path("/dev/shm")  # noqa: S108  # not ours to choose
 
@@ -71,15 +73,15 @@ class RealTriton:
         self.repository = self._scratch / "models"
         self.repository.mkdir()
         write(self.repository, models)
-        #: What the models are told by, and where they write their notes.
-        self.records = self._scratch / "records"
+        #: What the models are told by, and where they write their notes: in memory, so that none waits for a disk.
+        self.records = Path(tempfile.mkdtemp(prefix="records-", dir=SHARED))
         for name in ("next", "always"):
             (self.records / name).mkdir(parents=True)
         #: What of them was read, and up to where.
         self._events: list[Event] = []
         self._read: dict[Path, int] = {}
         self._reading = threading.Lock()
-        self._log = self._scratch / "log"
+        self._log = MemoryLog()
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
         self._group = 0
@@ -104,7 +106,7 @@ class RealTriton:
         deadline = time.monotonic() + START
         while self.ready() is None:  # its ports open when all models are loaded
             if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
-                tail = self.log_tail()
+                tail = self._log.tail()
                 self.close()
                 raise RuntimeError(f"Triton did not start; its log ends:\n{tail}")
             time.sleep(0.05)
@@ -138,18 +140,18 @@ class RealTriton:
             # A model's process computes next to nothing; each would start as many threads as there are processors.
             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
         }  # fmt: skip
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(server / "bin" / "tritonserver"), *[f"--{name}={value}" for name, value in flags.items()]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **variables},
-                start_new_session=True,  # a group of its own, so that the models' processes can be ended with it
-            )
+        self._process = subprocess.Popen(
+            [str(server / "bin" / "tritonserver"), *[f"--{name}={value}" for name, value in flags.items()]],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log.fd,
+            stderr=self._log.fd,
+            env={**os.environ, **variables},
+            start_new_session=True,  # a group of its own, so that the models' processes can be ended with it
+        )
         self._group = self._process.pid
+        left = (self._scratch, self.records, SHARED / self._shared)
         self._reaper = subprocess.Popen(
-            ["sh", "-c", REAPER, "reaper", str(self._group), str(self._scratch), str(SHARED / self._shared)],
+            ["sh", "-c", REAPER, "reaper", str(self._group), *map(str, left)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -168,7 +170,7 @@ class RealTriton:
 
     def ask(self, path: str, body: Any = None, *, method: str | None = None) -> tuple[int, str]:
         """Status and body of a GET, or of a POST of some JSON."""
-        connection = http.client.HTTPConnection(self.host, self.http_port, timeout=20)
+        connection = http.client.HTTPConnection(self.host, self.http_port, timeout=PATIENCE)
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method or ("GET" if body is None else "POST"), path, data)
@@ -186,7 +188,7 @@ class RealTriton:
 
     def metric(self, name: str, model: str) -> float:
         """The sum of a metric over the versions of a model."""
-        connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=20)
+        connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=PATIENCE)
         try:
             connection.request("GET", "/metrics")
             said = connection.getresponse().read().decode()
@@ -204,10 +206,6 @@ class RealTriton:
         """Load a model anew, whose process is no more: the server itself never does."""
         assert self.ask(f"/v2/repository/models/{name}/unload", {})[0] == 200
         assert self.ask(f"/v2/repository/models/{name}/load", {})[0] == 200
-
-    def log_tail(self, lines: int = 40) -> str:
-        """The end of the log."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:]) if self._log.exists() else ""
 
     # --- what the models are told, and what they tell
 
@@ -285,6 +283,7 @@ class RealTriton:
                 self._process.wait(STOP)
         self.kill()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self.records, ignore_errors=True)
 
     def __enter__(self) -> RealTriton:
         return self.start()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from engines.llamacpp_bench import Reader, milliseconds, text_of, until
+from engines.llamacpp_bench import PATIENCE, SOON, Reader, milliseconds, text_of, until
 from real_triton.conftest import BOTH, PIECES, TEXT, prompt
 from real_triton.server import RealTriton
 from worker_adapters import (
@@ -91,11 +91,11 @@ def test_a_models_process_dies(fragile: RealTriton, transport: str, record_prope
         with pytest.raises(EngineUnavailable) as caught:
             engine.submit(prompt()).start()
         assert caught.value.tokens_seen == 0
-        seen = engine.health(probe=True, timeout=20)
+        seen = engine.health(probe=True, timeout=PATIENCE)
         assert (seen.live, seen.ready) == (True, False)
         fragile.reload("crash")
         assert engine.submit(prompt()).result().text == TEXT
-        assert engine.health(probe=True, timeout=20).ready
+        assert engine.health(probe=True, timeout=PATIENCE).ready
 
 
 @BOTH
@@ -106,13 +106,13 @@ def test_a_models_process_vanishes(fragile: RealTriton, transport: str) -> None:
     with adapters(fragile, "vanish") as made:
         engine = made[transport]
         awake(fragile, engine, "vanish")
-        stream = engine.submit(prompt("exit=3"), timeouts={"between_tokens": 1.5})
+        stream = engine.submit(prompt("exit=3"), timeouts={"between_tokens": 5})
         with pytest.raises(WorkerTimeout) as caught:
             list(stream)
         assert (caught.value.clock, caught.value.partial_text) == ("between_tokens", "".join(PIECES[:3]))
         with pytest.raises(EngineUnavailable):
             engine.submit(prompt()).start()
-        assert not engine.health(probe=True, timeout=20).ready
+        assert not engine.health(probe=True, timeout=PATIENCE).ready
         fragile.reload("vanish")
         assert engine.submit(prompt()).result().text == TEXT
 
@@ -174,7 +174,7 @@ def test_the_server_dies(mortal: RealTriton, transport: str, record_property: Fi
             reader.finish()
         took = [reader.ended_at - killed for reader in (*readers, waiting)]
         record_property(f"server killed -> error (8 streams and one that waits, {transport})", milliseconds(took))
-        assert max(took) < 1
+        assert max(took) < SOON
         for reader in readers:
             assert type(reader.error) is StreamTruncated
             assert reader.error.partial_text == text_of(reader.frames)

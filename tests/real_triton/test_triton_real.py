@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engines.llamacpp_bench import Reader, text_of, types_of, until
+from engines.llamacpp_bench import PATIENCE, Reader, text_of, types_of, until
 from real_triton.conftest import BOTH, PIECES, TEXT, TOKENS, prompt
 from real_triton.server import RealTriton
 from worker_adapters import (
@@ -253,7 +253,7 @@ def test_health(make: Make, transport: str) -> None:
     """A model that is ready is healthy, with and without a probe; one that is not there is not."""
     engine = make(transport)
     assert engine.health().ready
-    probed = engine.health(probe=True, timeout=20)
+    probed = engine.health(probe=True, timeout=PATIENCE)
     assert (probed.state, probed.live, probed.ready) == ("healthy", True, True)
     missing = make(transport, "nobody").health()
     assert (missing.live, missing.ready) == (True, False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.path.parent == HERE:
                 item.add_marker(pytest.mark.skip(reason="needs vLLM: tox -e vllm"))
     items.sort(key=lambda item: item.path == HERE / "test_vllm_deaths.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows the end of the servers' logs."""
+    report = yield
+    servers = getattr(item, "funcargs", {}).get("servers")
+    if report.failed and servers is not None:
+        report.sections += [(f"{name}'s log", server.log.tail(15)) for name, server in servers._asdict().items()]
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -8,6 +8,7 @@ configured with an index that has it, that one is used, else PyTorch's own.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -71,6 +72,7 @@ def main() -> int:
     if pip(*wanted) and (status := pip("--extra-index-url", TORCH_INDEX, *wanted)):
         return status
     rename()
+    os.sync()  # else gigabytes are still on their way to the disk when the server writes something to it, and it waits
     return 0
 
 

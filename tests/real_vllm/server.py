@@ -16,11 +16,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines.llamacpp_bench import PATIENCE
+from memory_log import MemoryLog
+
 #: The served name of the model.
 MODEL = "recite"
 CONTEXT = 512
 #: Of the narrow server: a job nobody cancels goes on for a minute, so that no stall of a machine looks like its end.
 LONG_CONTEXT = 4096
+#: Memory that its processes share, in their list of it.
+SHARED = r"/dev/shm/psm_\w+$"  # noqa: S108  # not ours to choose
 START = 240.0
 STOP = 20.0
 
@@ -29,7 +34,7 @@ class RealVllm:
     """``vllm serve`` of one model on a free port of the loopback address.
 
     :param model: the model's folder.
-    :param folder: where the log goes.
+    :param folder: where its processes run.
     :param key: what /v1 and /inference want; the rest is open to all.
     :param context: tokens of one job, prompt and answer.
     :param slots: requests that run at the same time; further ones wait.
@@ -49,13 +54,15 @@ class RealVllm:
         self.host = "127.0.0.1"
         self.port = 0
         self.key = key or None
-        self.log = folder / f"{model.name}.log"
+        self.log = MemoryLog()
+        self._folder = folder
         self._flags = [
             "serve", str(model), "--host", self.host, "--served-model-name", MODEL, "--dtype", "float32",
             "--max-model-len", str(context), "--max-num-seqs", str(slots), "--enforce-eager", *flags,
         ]  # fmt: skip
         #: Sockets and caches, which a killed server leaves behind; a short path, since those sockets need one.
         self._scratch = tempfile.mkdtemp(prefix="vllm-")
+        self._shared: set[Path] = set()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -83,16 +90,15 @@ class RealVllm:
             variables["VLLM_API_KEY"] = self.key  # an option would show it in the list of processes
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         command = [str(Path(sys.executable).with_name("vllm")), *self._flags, "--port", str(self.port)]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**inherited, **variables},  # three processes that import anew would double the start
-                cwd=self.log.parent,
-                start_new_session=True,  # a group of its own, so that every child can be ended with it
-            )
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log.fd,
+            stderr=self.log.fd,
+            env={**inherited, **variables},  # three processes that import anew would double the start
+            cwd=self._folder,
+            start_new_session=True,  # a group of its own, so that every child can be ended with it
+        )
         return self
 
     def wait_ready(self) -> RealVllm:
@@ -104,8 +110,9 @@ class RealVllm:
         while not self.healthy():
             if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"vLLM did not start; its log ends:\n{self.log_tail()}")
+                raise RuntimeError(f"vLLM did not start; its log ends:\n{self.log.tail()}")
             time.sleep(0.2)
+        self._shared = _shared_memory(self.pid)
         return self
 
     def healthy(self) -> bool:
@@ -124,7 +131,7 @@ class RealVllm:
 
     def ask(self, path: str) -> tuple[int, str]:
         """Status and body of a GET that goes by none of our own code."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=20)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -141,10 +148,6 @@ class RealVllm:
     def busy(self) -> float:
         """Requests that run or wait."""
         return self.metric("num_requests_running") + self.metric("num_requests_waiting")
-
-    def log_tail(self, lines: int = 40) -> str:
-        """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
     def engine_pid(self) -> int:
         """The process that computes: a child of the one that serves HTTP, named ``VLLM::EngineCore``."""
@@ -164,6 +167,8 @@ class RealVllm:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            for each in self._shared:
+                each.unlink(missing_ok=True)
 
     def close(self) -> None:
         """End the server (SIGTERM), then whatever of its group is left (SIGKILL), and delete what it wrote."""
@@ -173,6 +178,15 @@ class RealVllm:
                 self._process.wait(STOP)
         self.kill()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _shared_memory(leader: int) -> set[Path]:
+    """The pieces of memory that the processes of a group share, and a killed one does not remove."""
+    found: set[str] = set()
+    for pid in _group(leader):
+        with contextlib.suppress(OSError):
+            found.update(re.findall(SHARED, Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE))
+    return {Path(each) for each in found}
 
 
 def _group(leader: int) -> list[int]:

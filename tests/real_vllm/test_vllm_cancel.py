@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from engines.llamacpp_bench import Reader, milliseconds, take, text_of, until
+from engines.llamacpp_bench import Reader, milliseconds, take, text_of, until, usual
 from real_vllm.conftest import TEXT
 from real_vllm.door import Door
 from real_vllm.server import RealVllm
@@ -22,12 +22,18 @@ Figures = Callable[[str, object], None]
 
 CHAT = [{"role": "user", "content": "Go"}]
 FORMS = pytest.mark.parametrize("task", ["Go", CHAT], ids=["prompt", "chat"])
-#: More than a minute on the narrow server: what is free within SOON did not wait for a job's own end.
+#: More than a minute on the narrow server.
 LONG: dict[str, Any] = {"extra": {"ignore_eos": True}, "max_tokens": 4000, "temperature": 0}
-#: Seconds that no machine stalls for; the figures say how long it took.
-SOON = 5.0
 ABORT = "POST /inference/v1/abort_requests"
 TRIES = 15
+
+
+@pytest.fixture(autouse=True)
+def nothing_ended_by_itself(narrow: RealVllm) -> Iterator[None]:
+    """However long a machine stalls: what ended a job of the narrow server was never the job's own length."""
+    before = narrow.metric("request_success_total")  # it does not count the aborted
+    yield
+    assert narrow.metric("request_success_total") == before
 
 
 def freed(server: RealVllm, began: float, busy: int = 0) -> float:
@@ -69,8 +75,8 @@ def test_in_the_middle(narrow: RealVllm, make: Make, task: Any, record_property:
     record_property(f"cancel mid-stream -> cancel() returned ({kind})", milliseconds(call_took))
     record_property(f"cancel mid-stream -> reader's end ({kind})", milliseconds(reader_took))
     record_property(f"cancel mid-stream -> running + waiting is 0 ({kind})", milliseconds(free_took))
-    assert max(reader_took) < SOON
-    assert max(free_took) < SOON
+    assert usual(reader_took) < 1
+    assert usual(free_took) < 5
 
 
 @FORMS
@@ -98,8 +104,8 @@ def test_in_the_queue(narrow: RealVllm, make: Make, task: Any, record_property: 
     kind = "chat" if task is CHAT else "prompt"
     record_property(f"cancel in the queue -> reader's end ({kind})", milliseconds(reader_took))
     record_property(f"cancel in the queue -> waiting is 0 ({kind})", milliseconds(free_took))
-    assert max(reader_took) < SOON
-    assert max(free_took) < SOON
+    assert usual(reader_took) < 1
+    assert usual(free_took) < 5
 
 
 @pytest.mark.parametrize("end", ["close", "drop", "total"])
@@ -109,14 +115,15 @@ def test_other_ways_to_leave(narrow: RealVllm, make: Make, end: str) -> None:
     for task in ("Go", CHAT):
         timeouts = {"timeouts": {"total": 1.0}} if end == "total" else {}
         stream = engine.submit(task, **LONG, **timeouts)
-        take(stream, 3)
-        if end == "close":
-            stream.close()
-        elif end == "total":
+        if end == "total":
             with pytest.raises(TimeoutError):
                 list(stream)
+        else:
+            take(stream, 3)
+        if end == "close":
+            stream.close()
         del stream
-        assert freed(narrow, time.monotonic()) < SOON
+        freed(narrow, time.monotonic())
 
 
 @FORMS
@@ -132,7 +139,7 @@ def test_the_route_that_aborts(narrow: RealVllm, make: Make, task: Any, record_p
         waiting.start()
         until(lambda: narrow.busy() == 2, every=0.01)
         assert other.cancel(f"queued-{number}")
-        assert freed(narrow, time.monotonic(), busy=1) < SOON
+        freed(narrow, time.monotonic(), busy=1)
         began = time.monotonic()
         assert engine.cancel(f"held-{number}")
         took.append(freed(narrow, began))
@@ -147,7 +154,7 @@ def test_the_route_that_aborts(narrow: RealVllm, make: Make, task: Any, record_p
         f"cancel behind a deaf gateway -> running + waiting is 0 ({'chat' if task is CHAT else 'prompt'})",
         milliseconds(took),
     )
-    assert max(took) < SOON
+    assert usual(took) < 5
 
 
 def test_a_route_that_is_switched_off_is_asked_once(plain: RealVllm, make: Make) -> None:
@@ -163,7 +170,7 @@ def test_a_route_that_is_switched_off_is_asked_once(plain: RealVllm, make: Make)
         take(stream, 3)
         assert engine.cancel(stream.job_id)
         assert [frame.finish_reason for frame in stream] == ["cancelled"]
-        assert freed(plain, time.monotonic()) < SOON
+        freed(plain, time.monotonic())
         asked.append(door.count(ABORT))
     assert asked[0] == 1
     assert asked[-1] == asked[-4]
@@ -187,4 +194,4 @@ def test_cancels_hit_nobody_else(plain: RealVllm, make: Make) -> None:
         done = reader.stream.result()
         assert text.startswith(done.text)
         assert done.text == text or (done.cancelled and number % 2 == 0)
-    assert freed(plain, time.monotonic()) < SOON
+    freed(plain, time.monotonic())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engines.llamacpp_bench import Reader, text_of, types_of, until
+from engines.llamacpp_bench import PATIENCE, Reader, text_of, types_of, until
 from real_vllm.conftest import TEXT
 from real_vllm.recite_hf import pieces_of
 from real_vllm.server import CONTEXT, MODEL, RealVllm
@@ -267,7 +267,7 @@ def test_props_count_what_runs_and_waits(narrow: RealVllm, make: Callable[..., A
 def test_health(engine: VllmHttpAdapter) -> None:
     """A server that is ready is healthy, and a probe makes it say a token."""
     assert engine.health().ready
-    probed = engine.health(probe=True, timeout=20)
+    probed = engine.health(probe=True, timeout=PATIENCE)
     assert (probed.state, probed.live, probed.ready) == ("healthy", True, True)
 
 
