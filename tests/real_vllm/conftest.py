@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from engines.llamacpp_bench import PATIENCE
+from real_vllm.door import Door
 from real_vllm.recite_hf import write_recite_hf
 from real_vllm.server import LONG_CONTEXT, RealVllm
 
 HERE = Path(__file__).parent
 #: What both models say. The letter and the bird come byte by byte, the one in two tokens and the other in four.
 TEXT = "The quick brown fox jumps over the lazy dog at the café with an owl🦉, and says good night."
+#: Clocks that no machine's stall makes fire.
+PATIENT = {"connect": PATIENCE, "first_token": PATIENCE, "between_tokens": PATIENCE}
 #: Some 20 ms a token (at the fewest: the server's own work comes on top).
 BALLAST_MIB = 200
 
@@ -107,6 +111,8 @@ def make() -> Iterator[Callable[..., Any]]:
     with ExitStack() as ends:
 
         def build(kind: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            if kind is not Door:
+                options["timeouts"] = {**PATIENT, **options.get("timeouts", {})}
             made = kind(*arguments, **options)
             ends.callback(made.close)
             return made
