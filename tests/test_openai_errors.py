@@ -153,6 +153,34 @@ def test_a_page_of_a_proxy_is_judged_by_its_status(status: int, kind: type[Worke
     play((page, Bad(kind, status, retriable, words="text/html")))
 
 
+@pytest.mark.parametrize(
+    ("reason", "retriable"),
+    [
+        (". reset reason: connection termination", False),
+        (". reset reason: remote reset", False),
+        (". retried and the latest reset reason: connection failure", False),
+        ("", False),
+        (". reset reason: connection failure", True),
+        (". reset reason: remote connection failure, transport failure reason: delayed connect error: 111", True),
+        (". reset reason: local refused stream reset", True),
+        (". reset reason: overflow", True),
+    ],
+)
+def test_a_job_that_envoy_may_have_passed_on_is_not_sent_again(reason: str, retriable: bool) -> None:
+    """Envoy's 503 is retriable only where its reason proves that the engine never had the request."""
+    words = f"upstream connect error or disconnect/reset before headers{reason}"
+    answer = written(503, words.encode(), content_type="text/plain")
+    play((answer, Bad(EngineUnavailable, 503, retriable, words=words)))
+
+
+@pytest.mark.parametrize("before", ["", ": ping\n\n", "event: error\nretry: 3000\n"])
+def test_a_refusal_may_come_as_an_event(before: str) -> None:
+    """A refusal in the form of a stream has words too: here, that no retry brings the quota back."""
+    event = 'data: {"error": {"message": "so it is", "type": "insufficient_quota"}}\n\ndata: [DONE]\n\n'
+    answer = written(429, (before + event).encode(), content_type="text/event-stream; charset=utf-8")
+    play((answer, Bad(CapacityExceeded, 429, words="so it is")))
+
+
 # --- health
 
 

@@ -23,6 +23,7 @@ from worker_adapters.transport.faults import request_id, retry_after_ms
 from worker_adapters.wire.delta import EngineFault
 from worker_adapters.wire.http1 import Head
 from worker_adapters.wire.openai_faults import fault_in
+from worker_adapters.wire.sse import EventSplitter
 
 #: Of a refusal that is no JSON so many characters are shown.
 TEXT_SHOWN = 500
@@ -60,6 +61,12 @@ class ErrorRule(msgspec.Struct, frozen=True):
         )
 
 
+#: Envoy's 503 for a connection to the engine that broke: unless it says that nothing was sent, or that it was refused,
+#: the engine may have the job. So also where Envoy has retried: it names the last reason alone.
+BROKE = (
+    r"disconnect/reset before headers"
+    r"(?!\. reset reason: ((local|remote) )?(connection failure|connection timeout|overflow|refused stream))"
+)
 #: What any HTTP server means by its status; tried after an engine's own rules. 500, 502 and 504 are not retriable: the
 #: engine may have started the job.
 COMMON_RULES = (
@@ -70,6 +77,7 @@ COMMON_RULES = (
     ErrorRule(WorkerTimeout, status=408),
     ErrorRule(WorkerTimeout, status=504),
     ErrorRule(CapacityExceeded, status=429, retriable=True),
+    ErrorRule(EngineUnavailable, status=503, words=BROKE),
     ErrorRule(EngineUnavailable, status=503, retriable=True),
 )
 
@@ -144,10 +152,11 @@ class ErrorTable:
 
 def fault_of_body(head: Head, body: bytes) -> EngineFault | None:
     """The engine's words in the body of a refusal: JSON in any of its forms, an event with it, or plain text."""
-    if head.media_type == "text/event-stream":  # Triton: the stream's only event says why it did not begin
-        fault = fault_in(body.strip().removeprefix(b"data:"))
-        return None if fault is None else msgspec.structs.replace(fault, field=fault.field or EVENT)
     fault = fault_in(body)
+    if fault is None and head.media_type == "text/event-stream":  # Triton: an event says why the stream did not begin
+        events = EventSplitter().feed(body + b"\n\n")
+        fault = next((found for event in events if (found := fault_in(event.data)) is not None), None)
+        return None if fault is None else msgspec.structs.replace(fault, field=fault.field or EVENT)
     if fault is None and head.status >= 400 and head.media_type == "text/plain":
         text = body.decode("utf-8", "replace").strip()[:TEXT_SHOWN]
         return EngineFault(text) if text else None
