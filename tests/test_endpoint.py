@@ -298,14 +298,17 @@ def loaded() -> Endpoint:
     return Endpoint(
         "https://user:url-pass%40word@h/base?key=query-secret&t=tenant",
         api_key="literal-key-secret",
-        headers={"X-Api-Key": "header-secret", "Cookie": "cookie-secret", "X-Auth": "auth-secret", "X-Plain": "shown"},
+        headers={
+            "X-Api-Key": "header-secret", "Cookie": "cookie-secret", "X-Auth": "auth-secret", "X-Plain": "shown",
+            "Proxy-Authorization": "Bearer behind-a-scheme",
+        },
         proxy="http://pu:proxy-pass@proxy:3128",
     )
 
 
 SECRETS = (
     "url-pass%40word", "url-pass@word", "query-secret", "literal-key-secret", "header-secret", "cookie-secret",
-    "auth-secret", "proxy-pass",
+    "auth-secret", "proxy-pass", "behind-a-scheme",
 )  # fmt: skip
 
 

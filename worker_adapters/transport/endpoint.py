@@ -200,7 +200,8 @@ class Endpoint:
 
     def secrets(self) -> list[str]:
         """Every value that must never be shown."""
-        found = [value for name, value in self._options["headers"].items() if _is_secret(name)]
+        headers = [value for name, value in self._options["headers"].items() if _is_secret(name)]
+        found = headers + [value.partition(" ")[2] for value in headers]  # without its scheme, as engines quote a key
         key = self._api_key
         found.append(self._last_key)
         if isinstance(key, str):
