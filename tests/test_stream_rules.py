@@ -518,3 +518,5 @@ def test_health_believes_only_llama_cpp():
             status = adapter.health()
             assert (status.state, status.live, status.ready) == ("unhealthy", live, False)
             assert server.url in status.message
+        server.misbehave(Fault.json_200({"status": "ok", "slots_idle": 1, "slots_processing": 0}), path="/health")
+        assert adapter.health().ready  # as servers of 2024 said it

@@ -143,10 +143,12 @@ def test_the_final_event_ends_with_reason_counts_and_facts() -> None:
         ({"stop_type": "none"}, Finish("stop", "none")),
         ({"stop_type": "a new one"}, Finish("stop", "a new one")),
         ({"stop_type": None}, Finish("stop", None)),
+        ({"stop_type": None, "stopped_eos": True, "stopped_limit": False}, Finish("stop", None)),
+        ({"stop_type": None, "stopped_eos": False, "stopped_limit": True}, Finish("length", None)),
     ],
 )
 def test_stop_types_become_finish_reasons(told: dict[str, Any], finish: Finish) -> None:
-    """``stop_type`` maps to our reasons and stays as the raw one; an unknown one is a stop."""
+    """``stop_type`` maps to our reasons and stays as the raw one; an unknown one is a stop. Earlier servers set flags."""
     [delta] = native({**FINAL, **told})
     assert isinstance(delta, Delta)
     assert delta.finish == finish
@@ -183,6 +185,7 @@ def probability(**told: Any) -> dict[str, Any]:
         (probability(prob=1.0), 0.0),
         (probability(prob=0.0), -3.4e38),
         ({"completion_probabilities": [{"logprob": -1.0}, {"logprob": -0.5}]}, -1.5),
+        (probability(content="x", probs=[{"tok_str": "x", "prob": 0.9}]), None),
         ({"completion_probabilities": []}, None),
         ({"completion_probabilities": None}, None),
         ({}, None),

@@ -29,7 +29,7 @@ from worker_adapters.jsonvalue import encode
 from worker_adapters.report import Capabilities, EngineProps, HealthStatus
 from worker_adapters.task import TaskRequest
 from worker_adapters.transport.control import Reply
-from worker_adapters.wire.delta import Decoder, WireRequest
+from worker_adapters.wire.delta import Decoder, WireRequest, mapping
 from worker_adapters.wire.llamacpp import ChatOrErrorDecoder, NativeDecoder, chat_body, completion_fields
 
 #: uint32, and its largest value means "random".
@@ -111,7 +111,7 @@ class LlamaCppHttpAdapter(HttpAdapter):
     def judge(self, reply: Reply) -> HealthStatus:
         """200 counts only with llama.cpp's own words: a proxy's sign-in page is 200 too. It needs no key: whether ours
         is right, only ``probe`` or ``props`` tell."""
-        if reply.status == 200 and reply.json() != {"status": "ok"}:
+        if reply.status == 200 and mapping(reply.json()).get("status") != "ok":  # in 2024 its slots stood there too
             message = f"{self._endpoint.shown}/health: 200, but not from llama.cpp: a proxy, or another server?"
             return HealthStatus("unhealthy", live=True, ready=False, message=message)
         return super().judge(reply)

@@ -67,6 +67,7 @@ class _Final(msgspec.Struct):
     tokens_evaluated: int | None = None
     tokens_cached: int | None = None
     stop_type: str | None = None
+    stopped_limit: bool | None = None  # before 2024-12, in place of stop_type
     stopping_word: str | None = None
     truncated: bool | None = None
     id_slot: int | None = None
@@ -108,7 +109,7 @@ class NativeDecoder(Decoder):
 
     def _end(self, made: Delta, data: bytes) -> None:
         final = parse_json(_FINAL, data)
-        reason = final.stop_type or "none"
+        reason = final.stop_type or ("limit" if final.stopped_limit else "none")
         made.finish = Finish(STOP_TYPE.get(reason, "stop"), final.stop_type)
         made.usage = Usage(final.tokens_evaluated, final.tokens_predicted)
         shown = ("timings", "id_slot", "truncated", "stopping_word", "tokens_cached")
@@ -138,8 +139,8 @@ def _old_error(data: bytes) -> Any:
 
 def _logprob(probabilities: list[_Probability] | None) -> float | None:
     """The event's logprob: the sum, where held-back text makes an event of several tokens."""
-    if not probabilities:
-        return None
+    if not probabilities or any(p.logprob is None and p.prob is None for p in probabilities):
+        return None  # before 2024-12 they had another shape
     return sum(p.logprob if p.logprob is not None else _log(p.prob) for p in probabilities)
 
 
