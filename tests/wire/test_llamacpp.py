@@ -148,7 +148,7 @@ def test_the_final_event_ends_with_reason_counts_and_facts() -> None:
     ],
 )
 def test_stop_types_become_finish_reasons(told: dict[str, Any], finish: Finish) -> None:
-    """``stop_type`` maps to our reasons and stays as the raw one; an unknown one is a stop. Earlier servers set flags."""
+    """``stop_type`` maps to our reasons and stays raw, an unknown one is a stop. Older servers set flags."""
     [delta] = native({**FINAL, **told})
     assert isinstance(delta, Delta)
     assert delta.finish == finish
