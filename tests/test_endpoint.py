@@ -299,7 +299,10 @@ def loaded() -> Endpoint:
         "https://user:url-pass%40word@h/base?key=query-secret&t=tenant",
         api_key="literal-key-secret",
         headers={
-            "X-Api-Key": "header-secret", "Cookie": "cookie-secret", "X-Auth": "auth-secret", "X-Plain": "shown",
+            "X-Api-Key": "header-secret",
+            "Cookie": "cookie-secret",
+            "X-Auth": "auth-secret",
+            "X-Plain": "shown",
             "Proxy-Authorization": "Bearer behind-a-scheme",
         },
         proxy="http://pu:proxy-pass@proxy:3128",
