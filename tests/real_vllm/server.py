@@ -25,7 +25,7 @@ CONTEXT = 512
 #: Of the narrow server: a job nobody cancels goes on for a minute, so that no stall of a machine looks like its end.
 LONG_CONTEXT = 4096
 #: Memory that its processes share, in their list of it.
-SHARED = r"/dev/shm/psm_\w+$"  # noqa: S108  # not ours to choose
+SHARED = r"/dev/shm/(?:psm_|sem\.mp-)\w+$"  # noqa: S108  # not ours to choose
 START = 240.0
 STOP = 20.0
 

@@ -60,8 +60,9 @@ class ConformanceSuite:
     def test_frames_come_in_order(self, stand: Stand, adapter: WorkerAdapter) -> None:
         """A job is started, then tokens with contiguous indexes, then an end that says why."""
         frames = list(adapter.submit(PROMPT))
-        assert [frame.type for frame in frames] == ["started", *["token"] * len(stand.tokens), "end"]
         tokens = [frame for frame in frames if isinstance(frame, TokenFrame)]
+        assert [frame.type for frame in frames] == ["started", *["token"] * len(tokens), "end"]
+        assert 1 < len(tokens) <= len(stand.tokens)  # a real engine that was held up sends two at once
         assert [token.index for token in tokens] == list(range(len(tokens)))
         assert "".join(token.text for token in tokens) == "".join(stand.tokens)
 
