@@ -160,14 +160,8 @@ def write_recite_gguf(
         {"general.architecture": "llama", "general.name": name, "tokenizer.chat_template": chat_template},
     )
     shapes = _shapes(d, n_vocab, blocks, feed_forward)
-    offsets: dict[str, int] = {}
-    size = 0
-    infos = bytearray()
-    for tensor, shape in shapes.items():
-        offsets[tensor] = size
-        infos += _string(tensor) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, size)
-        size += -(-math.prod(shape) * 4 // _ALIGNMENT) * _ALIGNMENT
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), len(metadata)) + b"".join(metadata) + bytes(infos)
+    infos, offsets, size = _layout(shapes)
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), len(metadata)) + b"".join(metadata) + infos
     start = -(-len(head) // _ALIGNMENT) * _ALIGNMENT
 
     target = Path(path)
@@ -318,6 +312,18 @@ def _shapes(d: int, n_vocab: int, blocks: int, feed_forward: int) -> dict[str, t
             f"blk.{block}.ffn_down.weight": (feed_forward, d),
         }
     return shapes | {"output_norm.weight": (d,), "output.weight": (d, n_vocab)}
+
+
+def _layout(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, dict[str, int], int]:
+    """What a GGUF file's head says of its tensors, where each one begins in its data, and the size of that."""
+    offsets: dict[str, int] = {}
+    size = 0
+    infos = bytearray()
+    for tensor, shape in shapes.items():
+        offsets[tensor] = size
+        infos += _string(tensor) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, size)
+        size += -(-math.prod(shape) * 4 // _ALIGNMENT) * _ALIGNMENT
+    return bytes(infos), offsets, size
 
 
 def _metadata(pieces: list[str], numbers: dict[str, int], texts: dict[str, str]) -> list[bytes]:
