@@ -101,6 +101,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}, "
         ({"model": "m", "temperature": 0.5, "top_p": 0.9}, {"model": "m", "temperature": 0.5, "top_p": 0.9}),
         ({"tools": [TOOL]}, {"tools": [{"type": "function", **TOOL["function"]}]}),  # type: ignore[dict-item]  # is one
         ({"tool_choice": "required"}, {"tool_choice": "required"}),
+        ({"tool_choice": {"function": 5}}, {"tool_choice": {"function": 5}}),
         (
             {"tool_choice": {"type": "function", "function": {"name": "f"}}},
             {"tool_choice": {"type": "function", "name": "f"}},

@@ -221,7 +221,8 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choice(choice: Any) -> Any:
-    return {"type": "function", **choice["function"]} if isinstance(choice, dict) and "function" in choice else choice
+    function = mapping(mapping(choice).get("function"))
+    return {"type": "function", **function} if function else choice
 
 
 def _format(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
