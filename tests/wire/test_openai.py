@@ -151,11 +151,18 @@ def test_pieces_of_tool_calls_are_told_apart_by_index() -> None:
         ([call(name="f"), call(name="f")], [0, 1]),  # no ids at all: a name begins a call
         ([call("1"), call("2")], [0, 0]),
         ([call(id="", name="f"), call("1", id="")], [0, 0]),
+        # Gemini: every call has the index 0
+        ([call(index=0, id="a", name="f"), call(index=0, id="b", name="f"), call("1", index=0)], [0, 1, 1]),
+        ([call(index=0, id="a", name="f"), call("1", index=0, id="a", name="f")], [0, 0]),  # llama-cpp-python
+        ([call(index=0, name="f"), call("1", index=0, id="a", name="f")], [0, 0]),
+        ([call(index=0, id="a", name="f"), call("1", index=0, id="b")], [0, 0]),
+        ([call(index=0, id="f", name="f"), call(index=1, id="f", name="f"), call("1", index=0)], [0, 1, 0]),
+        ([call(index=1, id="a", name="f"), call(index=2, id="b", name="f"), call("1", index=1)], [0, 1, 0]),
     ],
 )
 @pytest.mark.parametrize("together", [True, False])
 def test_calls_without_an_index_are_told_apart(pieces: list[Any], indexes: list[int], together: bool) -> None:
-    """By id, else by a name, else by their place; in one chunk or in several."""
+    """By id, else by a name, else by their place; in one chunk or in several. So are calls that share an index."""
     values = [chunk({"tool_calls": pieces})] if together else [chunk({"tool_calls": [piece]}) for piece in pieces]
     deltas = [delta for delta in chat(*values) if isinstance(delta, Delta)]
     assert [tool.index for delta in deltas for tool in delta.tools] == indexes

@@ -118,8 +118,9 @@ class ChunkDecoder(Decoder):
 
     def __init__(self, *, logprobs: bool = False) -> None:
         self._logprobs = logprobs
-        self._calls: dict[Any, int] = {}  # id -> which, of the tool calls that came without an index
-        self._count = self._last_call = -1
+        self._calls: dict[str, int] = {}  # id -> which tool call
+        self._places: dict[int | None, tuple[int, str]] = {}  # index -> which call came last there, and its id
+        self._count = 0
         self._first = True
 
     def feed(self, event: Event) -> Delta | None:
@@ -172,19 +173,25 @@ class ChunkDecoder(Decoder):
             made.tools = (_tool_delta(0, None, message.function_call),)
 
     def _tool(self, call: _ToolCall) -> ToolDelta:
-        """Which call a piece belongs to: by its index, else by its id, else (a name begins a call) by its place."""
-        index = call.index
-        if index is None:
-            named = bool(call.function and call.function.name)
-            if call.id and call.id in self._calls:
-                self._last_call = self._calls[call.id]
-            elif call.id or named or self._last_call < 0:
-                self._last_call = self._count = self._count + 1
-                self._calls[call.id or f"\0{self._count}"] = self._count
-            index = self._last_call
-        if index > MAX_CALLS:
+        """Which call a piece belongs to: by its index, else by its id, else (a name begins a call) by its place.
+
+        Gemini gives every call the index 0: there, a name with another id begins a call too.
+        """
+        call_id, named = text(call.id), bool(call.function and call.function.name)
+        which, known_id = self._places.get(call.index, (None, ""))
+        if call.index is None:
+            which = self._calls.get(call_id, None if call_id or named else which)
+        elif named and call_id and known_id not in ("", call_id):
+            which = None
+        if which is None:
+            which, known_id = self._count, ""
+            self._count += 1
+        if self._count > MAX_CALLS:
             raise GarbledEvent(f"more than {MAX_CALLS} tool calls")
-        return _tool_delta(index, text(call.id), call.function)
+        self._places[call.index] = which, call_id or known_id
+        if call_id:
+            self._calls[call_id] = which
+        return _tool_delta(which, call_id, call.function)
 
     def _finish(self, reason: str, data: bytes, made: Delta) -> None:
         told = parse_json(_MAPPING, data)
