@@ -596,6 +596,22 @@ def test_a_model_that_dies_mid_stream_keeps_what_came() -> None:
         assert type(failing(engine)) is StreamTruncated
 
 
+@pytest.mark.parametrize("rest", [b'data: {"text_output": " qui', b'data: {"text_output": " quick"}', b"data: {}\n"])
+def test_a_body_that_ends_inside_an_event_is_not_whole(rest: bytes) -> None:
+    """A proxy that speaks HTTP/1.0 to Triton takes its crash for the end of the answer, and says so to us."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.head(200, EVENTS)
+        exchange.chunk(b'data: {"text_output": " the"}\n\n' + rest)
+        exchange.end()
+
+    server = Scripted(shape())
+    server.answers = [answer]
+    with server.running() as (_, engine):
+        error = failing(engine)
+        assert (type(error), error.partial_text) == (StreamTruncated, " the")
+
+
 def test_a_queue_that_is_full_may_be_tried_again() -> None:
     """CapacityExceeded, retriable."""
     with serving(max_queued=0, slots=1, endless=True, delay=0.01) as (_, engine):

@@ -22,7 +22,7 @@ from worker_adapters.transport.reader import drive
 from worker_adapters.transport_grpc.call import Ended, GrpcCall, Unary, unary
 from worker_adapters.transport_grpc.channel import GrpcChannels
 from worker_adapters.wire.delta import EngineFault, WireRequest
-from worker_adapters.wire.sse import Event
+from worker_adapters.wire.sse import Event, EventSplitter
 
 
 class GrpcStreaming(StreamingAdapter):
@@ -59,7 +59,7 @@ class GrpcStreaming(StreamingAdapter):
         ended = False
         try:
             yield from call.open(named, self.timeouts_of(task).connect)
-            yield from self._frames(call, framer, self._cut, task, job)
+            yield from self._frames(call, framer, task, job)
             ended = True
             end = framer.end(self._endpoint.masked)
             self._learned(task, end.metrics.engine)
@@ -73,8 +73,9 @@ class GrpcStreaming(StreamingAdapter):
         finally:
             call.close(reuse=ended)
 
-    def _cut(self, items: list[Any]) -> list[Event]:
-        return [self.status_event(item) if isinstance(item, Ended) else Event(item) for item in items]
+    def _events(self, splitter: EventSplitter, body: list[Any]) -> list[Event]:
+        """A message is an event: there is nothing to split."""
+        return [self.status_event(item) if isinstance(item, Ended) else Event(item) for item in body]
 
     def _question(
         self, question: WireRequest, job: Job, near: Address | None = None, budget: float | None = None

@@ -21,7 +21,7 @@ from worker_adapters.transport.pool import ConnectionPool
 from worker_adapters.transport.reader import Exchange, drive, encode_request
 from worker_adapters.wire.delta import WireRequest
 from worker_adapters.wire.http1 import Head
-from worker_adapters.wire.sse import Event, EventSplitter
+from worker_adapters.wire.sse import Event
 
 #: Of a refusal so many bytes are read, for so long (seconds).
 ERROR_BODY = 1024 * 1024
@@ -92,8 +92,7 @@ class HttpStreaming(StreamingAdapter):
             yield from self._identified(job, exchange.address)
             framer = Framer(self.decoder(task), request.facts)
             if piece is None:
-                splitter = EventSplitter(framer.fields_as_events)
-                yield from self._frames(exchange, framer, lambda body: splitter.feed(b"".join(body)), task, job)
+                yield from self._frames(exchange, framer, task, job)
             else:
                 yield from self._frames_of(piece, framer, head, task, job)
             ended = True

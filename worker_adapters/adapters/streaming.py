@@ -6,7 +6,7 @@ What carries them is a subclass's: ``over_http.py`` for HTTP, ``over_grpc.py`` f
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, ClassVar, Protocol
 
 from worker_adapters.adapters.framer import Framer
@@ -23,7 +23,7 @@ from worker_adapters.transport.control import Reply
 from worker_adapters.transport.endpoint import Endpoint
 from worker_adapters.transport.network import Address, Network
 from worker_adapters.wire.delta import Decoder, EngineFault, WireRequest
-from worker_adapters.wire.sse import Event, EventTooLong
+from worker_adapters.wire.sse import Event, EventSplitter, EventTooLong
 
 #: After the engine's reason for ending, usage and the terminal marker are waited for so long (seconds).
 TAIL = 5.0
@@ -190,19 +190,15 @@ class StreamingAdapter(JobAdapter):
         model = task.model or model or self._endpoint.masked(framer.decoder.model)
         return StartedFrame(job.job_id, self.engine, version, model)
 
-    def _frames(
-        self, source: Source, framer: Framer, cut: Callable[[list[bytes]], list[Event]], task: TaskRequest, job: Job
-    ) -> Attempt:
-        """Bytes to frames, until the engine has said all; raises whatever keeps it from doing so.
-
-        :param cut: makes events of what ``source`` gives.
-        """
+    def _frames(self, source: Source, framer: Framer, task: TaskRequest, job: Job) -> Attempt:
+        """Bytes to frames, until the engine has said all; raises whatever keeps it from doing so."""
+        splitter = EventSplitter(framer.fields_as_events)
         wait = source.wait
         started = False
         while True:
             body = source.receive()
-            frames = framer.feed(self._events(cut, body)) if body else []
-            if source.ended and source.whole:
+            frames = framer.feed(self._events(splitter, body)) if body else []
+            if source.ended and source.whole and not splitter.cut_off:
                 frames += framer.conclude()
             if framer.began and not started:
                 started = True
@@ -219,9 +215,10 @@ class StreamingAdapter(JobAdapter):
                 yield wait  # also after bytes that held no frame: else a flood of comments would stop every clock
         self._concluded(source.broken, framer, task)
 
-    def _events(self, cut: Callable[[list[bytes]], list[Event]], body: list[bytes]) -> list[Event]:
+    def _events(self, splitter: EventSplitter, body: list[bytes]) -> list[Event]:
+        """What ``source`` gave, as events."""
         try:
-            return cut(body)
+            return splitter.feed(b"".join(body))
         except EventTooLong as error:
             raise UnknownError(message=f"{self.engine}: {error}", phase="stream") from error
 

@@ -70,6 +70,11 @@ class EventSplitter:
         """Is nothing pending, neither a line nor an event?"""
         return not (self._line or self._data or self._stray or self._name or self._cr or self._start)
 
+    @property
+    def cut_off(self) -> bool:
+        """Is part of an event pending, which the stream's end would lose?"""
+        return bool(self._line or self._data)
+
     def feed(self, data: bytes) -> list[Event]:
         """The events that ``data`` completes.
 
