@@ -29,6 +29,7 @@ from worker_adapters.errors import (
     WorkerError,
     WorkerTimeout,
 )
+from worker_adapters.simulate import SimServer
 from worker_adapters.timeouts import Timeouts
 
 pytestmark = pytest.mark.triton
@@ -469,6 +470,19 @@ def test_health_asks_for_the_model_or_the_server() -> None:
         server.told["ServerReady"] = pb.ServerReadyResponse(ready=False)
         assert engine.health().state == "degraded"
         assert server.methods() == ["ServerReady", "ServerReady"]
+
+
+def test_health_of_a_port_that_speaks_no_grpc_is_down() -> None:
+    """Whoever listens there, Triton is not it: over HTTP the same port is down too, not merely not ready."""
+    with (
+        SimServer(lambda exchange: exchange.json(400, {})) as server,
+        TritonAdapter(server.url.replace("http", "grpc"), model="rs", retry={"attempts": 1}) as engine,
+    ):
+        health = engine.health()
+        assert (health.state, health.live, health.ready) == ("unhealthy", False, False)
+        with pytest.raises(EngineUnavailable, match="failed to connect") as caught:
+            engine.submit("Hi").result()
+        assert caught.value.status is None
 
 
 def test_a_probe_generates_one_token() -> None:

@@ -18,6 +18,7 @@ from worker_adapters.errors import UnknownError, invalid
 from worker_adapters.report import Capabilities
 from worker_adapters.task import TaskRequest
 from worker_adapters.transport.control import Reply
+from worker_adapters.transport.faults import lost
 from worker_adapters.transport_grpc.call import Ended, Unary
 from worker_adapters.transport_grpc.channel import GrpcChannels
 from worker_adapters.wire.delta import Decoder, WireRequest
@@ -26,6 +27,7 @@ from worker_adapters.wire.sse import Event
 from worker_adapters.wire.triton_grpc import (
     ERRORS_AS_STATUS,
     SERVICE,
+    UNREACHED,
     GrpcDecoder,
     infer_request,
     reply_of,
@@ -86,6 +88,9 @@ class TritonGrpcAdapter(GrpcStreaming, TritonAdapter):
         return WireRequest(SERVICE + call.method, call.request.SerializeToString())
 
     def reply(self, question: WireRequest, answer: Unary) -> Reply:
+        code, details = answer.ended
+        if code == "UNAVAILABLE" and UNREACHED.search(details):
+            raise lost(self._endpoint, self._endpoint.clean(details))
         told = reply_of(rpc_for(question.path), *answer.ended, answer.message)
         if told is None:
             message = f"triton: what {question.path} answered over gRPC is no answer to that: another server?"

@@ -42,6 +42,8 @@ HTTP_STATUS = {
 MODEL_NOT_READY = b'{"error":"Model version not ready"}'
 #: How grpc itself words the end of a connection, as "Stream removed (Socket closed)".
 DIED = re.compile("stream removed|socket closed|connection reset|broken pipe|recvmsg:|sendmsg:", re.IGNORECASE)
+#: And that none came about, or that it died: no words of the server's.
+UNREACHED = re.compile(f"failed to connect to all addresses|{DIED.pattern}", re.IGNORECASE)
 #: Type of a tensor -> where its values stand in a request, and struct's letter for one in a raw response.
 CONTENTS = {
     "BYTES": "bytes_contents", "BOOL": "bool_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
