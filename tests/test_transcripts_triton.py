@@ -75,6 +75,7 @@ GETS: dict[str, Any] = {
     "/v2/models/tensorrt_llm/config": RECORDINGS["model-config-unknown"],
     "/v2/models/one/config": Config("one", ONE, decoupled=False),
     "/v2/models/q/config": Config("q", "text_input STRING, delay_ms FP32?", decoupled=False),
+    "/v2/models/recite/config": Config("recite", "text_input STRING, max_tokens INT32?"),
     "/v2/models/vllm_model/config": Config("vllm_model", VLLM),
     **{f"/v2/models/{name}/config": Config(name, ONE) for name in ("nope", "slow_load")},
 }
@@ -88,6 +89,7 @@ STREAMS: dict[str, Good] = {
     "generate-stream": Good(recited(4), "length", raw=...),
     "generate-stream-empty": Good("", "stop", raw=...),
     "generate-stream-finaldata": Good(recited(3), "length", raw=...),
+    "generate-stream-two-types": Good("The| quick", "length", raw=...),
     "generate-trtllm-ensemble": Good(recited(3), "length", raw=...),
     "generate-unknown-key": Good(recited(1), "length", raw=...),
     "generate-vllm-stream": Good(recited(3), "length", (None, 3)),

@@ -181,6 +181,13 @@ def test_the_media_type_decides_what_is_an_event_stream(content_type: str, accep
     assert (head.media_type == "text/event-stream") is accepted
 
 
+def test_the_last_of_several_media_types_counts() -> None:
+    """Triton up to 2.41 names two."""
+    types = ("application/json", "text/event-stream; charset=utf-8")
+    head = Head(200, tuple(("content-type", each) for each in types), keep_alive=True)
+    assert head.media_type == "text/event-stream"
+
+
 def test_json_over_two_data_lines_is_one_object() -> None:
     """Data lines are joined by a line feed, which JSON takes for white space."""
     [(text, _, _)] = fed(decode, b'data: {"a":1,\ndata: "b":2}\n\n')
