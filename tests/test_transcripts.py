@@ -95,6 +95,8 @@ REFUSALS: dict[str, tuple[type[WorkerError], int, bool, dict[str, Any]]] = {
     "error-prompt-number": (InvalidRequest, 400, False, {}),
     "error-stop-number": (InvalidRequest, 400, False, {}),
     "error-token-id-range": (InvalidRequest, 400, False, {}),
+    "error-tool-call-arguments": (InvalidRequest, 500, False, {}),
+    "error-tool-without-description": (InvalidRequest, 500, False, {}),
     "health-loading": (EngineUnavailable, 503, True, {}),
     "models-loading": (EngineUnavailable, 503, True, {}),
     "prompt-empty-array": (InvalidRequest, 400, False, {}),

@@ -100,6 +100,8 @@ class LlamaCppHttpAdapter(HttpAdapter):
         # Embeddings, rerank, slots or metrics that are not switched on.
         ErrorRule(InvalidRequest, field="not_supported_error"),
         ErrorRule(InvalidRequest, field="invalid_request_error"),
+        # A tool without a description (b7376), arguments of an earlier call that are no JSON (xllamacpp 0.2.14).
+        ErrorRule(InvalidRequest, field="server_error", words="Failed to parse tool", position="refusal"),
         # A server_error goes by its status: 500 in the stream is also what a full unified KV cache says, and then the
         # request itself was in order.
     )
