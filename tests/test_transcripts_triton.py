@@ -281,10 +281,10 @@ def test_a_job_asks_for_the_config_once_and_for_the_version_once(server: ReplayS
     assert paths[3:] == ["/v2/models/rs/generate_stream"] * 2
 
 
-def unknown(name: str, index: str) -> WorkerError:
+def unknown(name: str, index: str, config: str = "model-config-unknown") -> WorkerError:
     """What comes of a job for a model whose config is not to be had, with that list of models."""
     gets = {**GETS, "/v2/repository/index": RECORDINGS[index]}
-    gets[f"/v2/models/{name}/config"] = RECORDINGS["model-config-unknown"]
+    gets[f"/v2/models/{name}/config"] = RECORDINGS[config]
     with ReplayServer(gets) as server, TritonAdapter(server.url, timeouts=CLOCKS, retry={"attempts": 1}) as engine:
         with pytest.raises(WorkerError) as caught:
             engine.submit("hi", model=name).result()
@@ -293,9 +293,10 @@ def unknown(name: str, index: str) -> WorkerError:
     return caught.value
 
 
-def test_an_unknown_model_is_not_found() -> None:
-    """A name that the index does not list: ModelNotFound, with the names that it has."""
-    error = unknown("nope", "repository-index")
+@pytest.mark.parametrize("config", ["model-config-unknown", "model-config-unknown-400"])
+def test_an_unknown_model_is_not_found(config: str) -> None:
+    """A name that the index does not list: ModelNotFound, with the names that it has; up to 2.41 the config says 400."""
+    error = unknown("nope", "repository-index", config)
     assert type(error) is ModelNotFound
     assert (error.field, error.status, error.retriable) == ("model", 404, False)
     assert "vllm_model" in error.message

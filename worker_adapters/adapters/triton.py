@@ -21,7 +21,7 @@ from worker_adapters.adapters.asking import PROPS
 from worker_adapters.adapters.base import HttpAdapter
 from worker_adapters.adapters.identity import Answer
 from worker_adapters.adapters.rules import EVENT, ErrorRule
-from worker_adapters.adapters.triton_models import INDEX, Entry, TritonModels, sole
+from worker_adapters.adapters.triton_models import GONE, INDEX, Entry, TritonModels, sole
 from worker_adapters.errors import (
     AuthenticationFailed,
     CapacityExceeded,
@@ -46,7 +46,6 @@ from worker_adapters.wire.triton_model import OPTIONAL, ROLES, ModelConfig, publ
 
 #: Loaded with its transport: nobody else needs grpc.
 OVER_GRPC = ("worker_adapters.adapters.triton_grpc", "TritonGrpcAdapter")
-GONE = "Request for unknown model"
 EXTRA = 'pip install "worker-adapters[triton-grpc]"'
 #: Backends whose models are on the GPU whatever their instances say.
 SAYS_NOTHING = frozenset({"tensorrtllm", "vllm", "python", ""})

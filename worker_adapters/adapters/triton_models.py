@@ -29,6 +29,7 @@ ENGINE, STOP = "tensorrt_llm", "stop"
 ENGINE_CONFIG = WireRequest(f"/v2/models/{ENGINE}/config", method="GET")
 NAMES_SHOWN = 20
 OUT_OF_MEMORY = "out of memory"
+GONE = "Request for unknown model"
 
 
 class Entry(msgspec.Struct):
@@ -109,7 +110,7 @@ class TritonModels:
             config = shaped(reply.json(), ModelConfig) if reply.status == 200 else None
             takes = config is not None and any(tensor.name == STOP for tensor in config.input)
             self._stops[name or ""] = config if takes else None
-        elif reply.status == 404 and name:
+        elif name and _unknown(reply.status, reply.body.decode("utf-8", "replace")):
             self._absent.add(name)
         elif name:
             self._known[name] = TextModel(self._config(reply, question), self._tensors)
@@ -150,7 +151,7 @@ class TritonModels:
         try:
             return asking(self.path(name, call), shape)
         except EngineUnavailable as error:
-            if error.status != 404:
+            if not _unknown(error.status, error.message):
                 raise
             why = _missing(name, asking(INDEX.path, list[Entry]))
             why.engine = error.engine
@@ -173,6 +174,11 @@ def sole(entries: list[Entry]) -> str | None:
     """The only model that takes jobs, if there is just one."""
     names = {entry.name for entry in entries if entry.ready}
     return names.pop() if len(names) == 1 else None
+
+
+def _unknown(status: int | None, words: str) -> bool:
+    """Does the server not know the model? Up to 2.41 it says so with 400, as for much else, then with 404."""
+    return status == 404 or (status == 400 and GONE in words)
 
 
 def _missing(name: str, entries: list[Entry]) -> WorkerError:
