@@ -295,7 +295,7 @@ def unknown(name: str, index: str, config: str = "model-config-unknown") -> Work
 
 @pytest.mark.parametrize("config", ["model-config-unknown", "model-config-unknown-400"])
 def test_an_unknown_model_is_not_found(config: str) -> None:
-    """A name that the index does not list: ModelNotFound, with the names that it has; up to 2.41 the config says 400."""
+    """A name that the index does not list: ModelNotFound, with the names that it has. 2.41 says 400 for the config."""
     error = unknown("nope", "repository-index", config)
     assert type(error) is ModelNotFound
     assert (error.field, error.status, error.retriable) == ("model", 404, False)
