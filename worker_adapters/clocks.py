@@ -36,27 +36,3 @@ class Runtime:
         except Empty:
             return False
         return True
-
-
-class WaitingClock:
-    """Adds up the time a reader waited, phase by phase; a new phase, or content, starts it again.
-
-    A tick or a comment does not: time between two waits is the consumer's, so it is not counted, but the waits since
-    the last content frame are one wait.
-    """
-
-    __slots__ = ("phase", "waited")
-
-    def __init__(self) -> None:
-        self.phase = ""
-        self.waited = 0.0
-
-    def enter(self, phase: str) -> None:
-        """The reader now waits for something else; the clock of that phase starts at 0."""
-        if phase != self.phase:
-            self.phase = phase
-            self.waited = 0.0
-
-    def restart(self) -> None:
-        """Content came."""
-        self.waited = 0.0

@@ -318,7 +318,7 @@ class TokenStream:
     def _fill(self, tick: float | None) -> bool:
         """Drive until a batch has come; False if ``tick`` seconds passed first, or the job was cancelled."""
         steps = self._steps or self._begin()
-        if not self._reading.acquire(blocking=False):
+        if not self._reading.acquire(False):
             if not self._live():
                 return False  # another thread is freeing it
             message = "another thread is reading this stream: one thread reads, any thread may cancel"
@@ -360,12 +360,12 @@ class TokenStream:
         begun, first = tally.started, tally.first_at
         began = now if self._began is None else self._began
         if tally.add(batch, now):
-            self._driver.content_came()
+            self._driver.waited = 0.0
         if begun is None and tally.started is not None:
             self._plan.watch.started(tally.started)
         if first is None and tally.first_at is not None:
             self._plan.watch.first_token((now - began) * 1000.0)
-        if batch and isinstance(end := batch[-1], EndFrame):
+        if batch and type(end := batch[-1]) is EndFrame:
             batch.pop()
             metrics = tally.metrics(end.metrics, began, now)
             self._end = msgspec.structs.replace(end, metrics=metrics, tool_calls=tally.tool_calls())

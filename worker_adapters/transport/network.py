@@ -39,6 +39,6 @@ class Network(Runtime):
         wait = poll.poll
 
         def block(timeout: float | None) -> bool:
-            return bool(wait() if timeout is None else wait(min(timeout, MAX_WAIT) * 1000.0))
+            return bool(wait() if timeout is None else wait((timeout if timeout < MAX_WAIT else MAX_WAIT) * 1000.0))
 
         return block

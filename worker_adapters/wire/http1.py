@@ -131,7 +131,7 @@ class ResponseParser:
         self._body.clear()
         if body:
             self._fed = 0
-        if max(self._head_size, self._fed) > MAX_HEAD:  # a head, chunk extensions or trailers without end
+        if self._head_size > MAX_HEAD or self._fed > MAX_HEAD:  # a head, chunk extensions or trailers without end
             raise MalformedResponse(f"more than {MAX_HEAD} bytes of headers")
         return body
 

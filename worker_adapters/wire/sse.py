@@ -12,6 +12,9 @@ import msgspec
 MAX_LINE = 16 * 1024 * 1024
 MAX_EVENT = 16 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
+#: As a number: ``bytes in bytes`` first makes an error of it that it is none, which costs a paced token more than the
+#: search (CPython 3.10 to 3.13).
+_CR = 0x0D
 
 
 class EventTooLong(Exception):
@@ -84,7 +87,7 @@ class EventSplitter:
             data = self._skip_bom(data)
         if not data:
             return []
-        if b"\r" in data or len(data) > MAX_LINE:
+        if _CR in data or len(data) > MAX_LINE:
             return self._feed_lines(data)
         between = self.between_events
         if (
@@ -129,7 +132,7 @@ class EventSplitter:
             self._cr = False
             if data[:1] == b"\n":
                 data = data[1:]
-        if b"\r" in data:
+        if _CR in data:
             self._cr = data[-1:] == b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = data.split(b"\n")
