@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from worker_adapters.errors import UnknownError
 from worker_adapters.frames import (
@@ -129,14 +128,16 @@ class Tally:
 
         decode = ms(self.last_at, self.first_at)
         out = told.tokens_out if told.counts == "exact" else self.content
-        return replace(
-            told,
+        return Metrics(
+            tokens_in=told.tokens_in,
             tokens_out=out,
+            counts=told.counts,
             queue_ms=ms(self.queued_at),
             first_token_ms=ms(self.first_at),
             decode_ms=decode,
             total_ms=ms(now),
             tokens_per_second=(out - 1) / decode * 1000.0 if decode and out > 1 else None,
+            engine=told.engine,
         )
 
 

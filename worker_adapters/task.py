@@ -175,7 +175,9 @@ def _messages(value: Any) -> list[Message]:
 
 
 def _stop(value: Any) -> list[str]:
-    strings = [value] if isinstance(value, str) else [] if value is None else value
+    if value is None or (isinstance(value, list) and not value):
+        return []
+    strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, Sequence) or not all(isinstance(s, str) and s for s in strings):
         raise invalid("stop", "want strings that are not empty")
     _encodable("stop", list(strings))

@@ -86,9 +86,10 @@ class JobAdapter(WorkerAdapter):
         kind = "prompt" if made.prompt is not None else "messages"
         if not (self.capabilities.prompts if kind == "prompt" else self.capabilities.messages):
             raise self._lacks(kind)
-        here = set(self.capabilities.fields) - set(self.with_messages if kind == "prompt" else ())
         for name, unset in OPTIONAL_FIELDS.items():
-            if getattr(made, name) != unset and name not in here:
+            if getattr(made, name) == unset:
+                continue
+            if name not in self.capabilities.fields or (kind == "prompt" and name in self.with_messages):
                 if self._unsupported == "error":
                     raise self._lacks(name)
                 lacking.append(name)

@@ -89,6 +89,7 @@ class Endpoint:
             request_head("GET", "/", [(key_header, "")])
         except (ValueError, AttributeError, TypeError):
             raise invalid("key_header", "want the name of a header") from None
+        self._written = self._written_secrets()
 
     def _place(self, url: Url) -> None:
         self.scheme = url.scheme or "http"
@@ -200,12 +201,16 @@ class Endpoint:
 
     def secrets(self) -> list[str]:
         """Every value that must never be shown."""
+        key = self._api_key
+        if key is None:
+            return self._written
+        now = "" if callable(key) else os.environ.get(key[4:], "") if key.startswith("env:") else key
+        return self._written + [value for value in (self._last_key, now) if len(value) >= 4]
+
+    def _written_secrets(self) -> list[str]:
+        """Those that stand in the options, but the key."""
         headers = [value for name, value in self._options["headers"].items() if _is_secret(name)]
         found = headers + [value.partition(" ")[2] for value in headers]  # without its scheme, as engines quote a key
-        key = self._api_key
-        found.append(self._last_key)
-        if isinstance(key, str):
-            found.append(os.environ.get(key[4:], "") if key.startswith("env:") else key)
         for auth in (self._basic, self.proxy.auth if self.proxy is not None else None):
             if auth:
                 password = auth.partition(":")[2]

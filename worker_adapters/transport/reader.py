@@ -72,9 +72,8 @@ class Exchange:
         self.wait = connection.readable("first_token")
         yield from self._send(connection, request)
         while not self._answered():
+            yield self.wait  # also after bytes that were no head yet: a flood of interim heads stops no clock
             self._early += self._read(connection) or []
-            if not self._answered():
-                yield self.wait  # also after bytes that were no head yet: a flood of interim heads stops no clock
         head = self._parser.head
         if head is None:
             raise lost(self.endpoint, self.broken)
@@ -92,12 +91,11 @@ class Exchange:
     def _send(self, connection: Connection, request: bytes) -> Steps[None]:
         """Send all, unless the connection breaks or a refusal comes first (a 413, a 401): the answer says why."""
         view = memoryview(request)
-        writable = connection.writable("first_token")
         while view and not connection.broken:
             view = view[connection.send(view) :]
             if not view or connection.broken:
                 break
-            yield writable
+            yield connection.writable("first_token")
             self._early += self._read(connection) or []
             head = self._parser.head
             if self._over or (head is not None and head.status >= 300):

@@ -12,8 +12,8 @@ import httptools
 import msgspec
 
 MAX_HEAD = 64 * 1024
-#: A token, RFC 9110 5.6.2: methods and header names.
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: Of a token, RFC 9110 5.6.2: methods and header names.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
 #: What no request line and no header value may hold; a tab may stand in a value.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NO_TARGET = re.compile(r"[\x00-\x20\x7f]")
@@ -32,7 +32,10 @@ class Head(msgspec.Struct, frozen=True):
 
     def get(self, name: str, default: str = "") -> str:
         """The first header of that name (lower case)."""
-        return next((value for key, value in self.headers if key == name), default)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return default
 
     def all(self, name: str) -> str:
         """Every header of that name (lower case), as one list."""
@@ -59,15 +62,16 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
     :raises ValueError: CR, LF, NUL or another control character anywhere, or a header that is not Latin-1: somebody
         tries to add a header. The message never shows a value, nor a name that is none: either may hold a secret.
     """
-    if not _TOKEN.fullmatch(method) or not target or _NO_TARGET.search(target):
+    if not method or not _TOKEN.fullmatch(method) or not target or _NO_TARGET.search(target):
         raise ValueError("request target cannot be sent: control characters or spaces")
-    lines = [f"{method} {target} HTTP/1.1"]
-    for name, value in headers:
-        if not _TOKEN.fullmatch(name):
-            raise ValueError("a header cannot be sent: its name is none")
-        if _CONTROL.search(value):
-            raise ValueError(f"header {name!r} cannot be sent: control characters")
-        lines.append(f"{name}: {value}")
+    headers = list(headers)
+    names = [name for name, _ in headers]
+    if not all(names) or not _TOKEN.fullmatch("".join(names)):  # all of them at once: this is done for every request
+        raise ValueError("a header cannot be sent: its name is none")
+    if _CONTROL.search("".join([value for _, value in headers])):
+        bad = next(name for name, value in headers if _CONTROL.search(value))
+        raise ValueError(f"header {bad!r} cannot be sent: control characters")
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
     try:
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
     except UnicodeEncodeError:
