@@ -436,7 +436,7 @@ def test_a_probe_generates_one_token() -> None:
     with SimServer(answer) as server, TgiHttpAdapter(server.url) as engine:
         assert engine.health().ready
         health = engine.health(probe=True)
-        assert (health.state, health.ready) == ("unhealthy", False)
+        assert (health.state, health.live, health.ready) == ("unhealthy", True, False)
         [probe] = jobs(server)
         assert probe.json["parameters"]["max_new_tokens"] == 1
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from worker_adapters.adapters.asking import PROPS, Asking
 from worker_adapters.adapters.identity import Answer
 from worker_adapters.adapters.over_http import HttpStreaming
-from worker_adapters.errors import WorkerError
+from worker_adapters.errors import WorkerError, WorkerTimeout
 from worker_adapters.report import EngineProps, HealthStatus
 from worker_adapters.stream import TokenStream
 from worker_adapters.task import TaskLike
@@ -139,17 +139,31 @@ class HttpAdapter(HttpStreaming):
     def health(self, *, probe: bool = False, timeout: float = 2.0) -> HealthStatus:
         check_seconds("timeout", timeout, optional=False)
         began = self._network.monotonic()
+        status: HealthStatus | None = None
         try:
             status = self.judge(self._ask(self.question(self.health_path), timeout))
             if probe and status.ready:
-                self._probe(max(0.05, began + timeout - self._network.monotonic()))
+                self._probe(self._left(began + timeout))
         except WorkerError as error:
             # An engine that does not answer is down; one that refuses our key or fails a probe is alive.
-            live = error.status is not None
+            live = error.status is not None or (status is not None and self._outlives(error, began + timeout))
             state = "degraded" if live and not error.engine_fault else "unhealthy"
             status = HealthStatus(state, live=live, ready=False, message=error.message)
         took = (self._network.monotonic() - began) * 1000.0
         return HealthStatus(status.state, status.live, status.ready, status.message, took)
+
+    def _left(self, until: float) -> float:
+        return max(0.05, until - self._network.monotonic())
+
+    def _outlives(self, error: WorkerError, until: float) -> bool:
+        """Does the engine still answer, after a probe that failed without a status: with words, or a broken stream?"""
+        if isinstance(error, WorkerTimeout):
+            return False
+        try:
+            self._ask(self.question(self.health_path), self._left(until))
+        except WorkerError:
+            return False
+        return True
 
     def props(self) -> EngineProps:
         """What the answers to ``identity_questions`` say; a subclass whose engine tells more asks it for more.
