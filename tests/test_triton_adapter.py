@@ -20,6 +20,7 @@ from worker_adapters.adapters.triton import TritonAdapter
 from worker_adapters.errors import (
     AuthenticationFailed,
     CapacityExceeded,
+    ContextOverflow,
     EngineUnavailable,
     InvalidRequest,
     ModelNotFound,
@@ -406,6 +407,91 @@ def test_after_a_refusal_of_a_request_the_config_is_read_again(status: int, mess
         assert "temperature" in failing(engine, temperature=0.5).message  # it has no input for it now
         assert engine.submit("Hi").result().text == " the"
         assert asked(server).count("/v2/models/m/config") == 2
+
+
+def failed_at_once(message: str) -> Callable[[Exchange], None]:
+    """A model's own error in place of its first response: Triton says 400 whatever it is, and sends an event."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.head(400, EVENTS)
+        exchange.chunk(b"data: " + json.dumps({"error": message}).encode() + b"\n\n")
+        exchange.end()
+
+    return answer
+
+
+#: What backends say, and nothing else. Of vLLM's (23.10 to main) as they said it in Triton 2.51 over a stub of vLLM,
+#: whose words are vLLM's; the others as their sources word it.
+BACKENDS: dict[str, tuple[type[WorkerError], bool]] = {
+    # vllm_backend since 25.03: why is in the server's log alone
+    "Error generating stream: 'NoneType' object has no attribute 'lora_name'": (InvalidRequest, False),
+    # 23.10 to 24.12
+    "Error generating stream: Unexpected keyword argument 'nonsense'": (InvalidRequest, False),
+    "Error generating stream: top_p must be in (0, 1], got 7.0.": (InvalidRequest, False),
+    "LoRA nope is not supported, we currently support ['alpaca']": (InvalidRequest, False),
+    "LoRA feature is not enabled.": (InvalidRequest, False),
+    "Error generating stream: EngineCore encountered an issue. See stack trace (above) for the root cause.": (
+        EngineUnavailable, False,
+    ),
+    "Error generating stream: Background loop has errored already.": (EngineUnavailable, False),
+    "Model is unavailable due to unhealthy vLLM engine": (EngineUnavailable, True),
+    "Error generating stream: boom": (UnknownError, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BACKENDS)
+def test_a_backend_s_error_goes_by_its_words(message: str) -> None:
+    """A job that an unhealthy engine was not given may be tried elsewhere."""
+    script = Scripted(shape())
+    script.answers = [failed_at_once(message)]
+    with script.running() as (_, engine):
+        error = failing(engine)
+        assert (type(error), error.retriable) == BACKENDS[message]
+
+
+@pytest.mark.parametrize(
+    ("message", "sizes"),
+    [
+        (
+            "Error generating stream: The decoder prompt (length 5000) is longer than the maximum model length of 2048."
+            " Make sure that `max_model_len` is no smaller than the number of text tokens.",
+            (5000, 2048),
+        ),
+        (
+            "Executor failed process requestId 3 due to the following error: Prompt length (5000) exceeds maximum input"
+            " length (2048). Set log level to info and check TRTGptModel logs for how maximum input length is set",
+            (5000, 2048),
+        ),
+        (
+            "Error generating request: The sum of prompt length (5000.0) and query length (0) max_tokens (256) should"
+            " not exceed max_seq_len (2048)",
+            (5000, 2048),
+        ),
+    ],
+    ids=["vllm", "tensorrt_llm", "llmapi"],
+)
+def test_a_prompt_that_is_too_long_says_how_long(message: str, sizes: tuple[int, int]) -> None:
+    """Each backend has its own words for it."""
+    script = Scripted(shape())
+    script.answers = [failed_at_once(message)]
+    with script.running() as (_, engine):
+        error = failing(engine)
+        assert isinstance(error, ContextOverflow)
+        assert (error.prompt_tokens, error.context_size) == sizes
+
+
+def test_a_bls_s_traceback_is_not_shown() -> None:
+    """TensorRT-LLM's BLS sends all of Python's as its error: what it was raised with remains, however long the way."""
+    way = '  File "/models/tensorrt_llm_bls/1/model.py", line 94, in execute\n    for res in res_gen:\n' * 60
+    message = (
+        f"Traceback (most recent call last):\n{way}Exception: cannot perform speculative decoding\nwithout a draft\n"
+    )
+    script = Scripted(shape())
+    script.answers = [failed_at_once(message)]
+    with script.running() as (_, engine):
+        shown = failing(engine).message
+        assert "Exception: cannot perform speculative decoding without a draft" in shown
+        assert "model.py" not in shown
 
 
 def test_the_only_model_is_looked_for_again_with_its_config() -> None:

@@ -240,17 +240,31 @@ CODES: dict[str, Bad] = {
 @pytest.mark.parametrize("pieces", ["", " the| quick"])
 @pytest.mark.parametrize("code", CODES)
 def test_12_errors_have_the_model_s_own_code(code: str, pieces: str) -> None:
-    """triton_grpc_error is sent, so that a model's error ends the call with its code; 14 is one of them."""
+    """triton_grpc_error is sent to 2.68 and later: a model's error ends the call with its code; 14 is one of them."""
 
     def answer(call: Call) -> Iterator[Any]:
         yield from [data(piece) for piece in pieces.split("|") if piece]
         call.abort(code, "model exploded at token 2")
 
     with serving(answer) as (server, engine):
+        server.told["ServerMetadata"].version = "2.68.0"
         expected = CODES[code]
         row = Bad(expected.kind, expected.status, pieces=pieces, further=expected.further, words="model exploded")
         check_bad(engine.submit("Hi"), row, "triton")
         assert server.calls[0].metadata["triton_grpc_error"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("version", "asks"),
+    [("2.41.0", False), ("2.51.0", False), ("2.67.1", False), ("", False), ("2.68.0", True), ("3.0", True)],
+)
+def test_12_a_triton_that_may_die_of_it_is_not_asked_for_codes(version: str, asks: bool) -> None:
+    """An error that the model goes on after, as TensorRT-LLM's BLS does, kills 2.51 where codes were asked for."""
+    with serving() as (server, engine):
+        server.told["ServerMetadata"].version = version
+        for _ in range(2):  # the version is known before the first job is sent
+            engine.submit("Hi", max_tokens=1).result()
+        assert [("triton_grpc_error" in call.metadata) for call in server.calls] == [asks, asks]
 
 
 #: Words of an error without a code -> what it is, as the first of a stream.
@@ -265,7 +279,9 @@ WORDS: dict[str, Bad] = {
     "Request timeout expired": Bad(WorkerTimeout, further={"clock": "engine"}),
     "CUDA out of memory. Tried to allocate 2.00 GiB": Bad(PoolUnavailable),
     "Stub process 'rs_0_0' is not healthy.": Bad(EngineUnavailable),
-    "Model is unavailable due to unhealthy vLLM engine": Bad(EngineUnavailable),
+    "Model is unavailable due to unhealthy vLLM engine": Bad(EngineUnavailable, retriable=True),
+    "Error generating stream: 'NoneType' object has no attribute 'lora_name'": Bad(InvalidRequest),
+    "LoRA nope is not supported, we currently support ['alpaca']": Bad(InvalidRequest),
     "Failed to process the request(s) for model 'rs_0_0', message: RuntimeError: boom": Bad(UnknownError),
     "ModelInfer RPC doesn't support models with decoupled transaction policy": Bad(UnknownError),
     "Streaming is only supported in decoupled mode.": Bad(InvalidRequest),
@@ -492,7 +508,7 @@ def test_a_probe_generates_one_token() -> None:
         assert list(server.calls[0].input("max_tokens").contents.int_contents) == [1]
         server.answer = play(failed("Stub process 'rs_0_0' is not healthy."))
         health = engine.health(probe=True)
-        assert (health.state, health.ready) == ("unhealthy", False)
+        assert (health.state, health.live, health.ready) == ("unhealthy", True, False)
         assert "Stub process" in health.message
 
 

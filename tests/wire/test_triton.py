@@ -25,7 +25,7 @@ from worker_adapters.wire.triton_model import ModelConfig, TextModel
 pytestmark = pytest.mark.triton
 
 PLAIN = ["text_input", "max_tokens"]
-#: Old TensorRT-LLM's: its answer begins with the prompt.
+#: Old TensorRT-LLM's, where it answers in one piece: the answer begins with the prompt.
 ECHOING = ["text_input", "max_tokens", "end_id"]
 KINDS = {"text_input": "TYPE_STRING", "stream": "TYPE_BOOL"}
 Outputs = dict[str, Any]
@@ -279,6 +279,27 @@ def test_an_answer_that_begins_otherwise_is_left_whole(way: Way) -> None:
     assert way(model(ECHOING), *said("the qu", "ery"), prompt="the quick").text == "the query"
     assert way(model(ECHOING), *said("the q"), prompt="the quick").text == "the q"
     assert way(model(), *said("the quick"), prompt="the quick").text == "the quick"  # this model repeats nothing
+
+
+OLD_VLLM = model(["text_input", "stream", "sampling_parameters"])
+
+
+@both
+@pytest.mark.parametrize(
+    ("sent", "pieces"),
+    [
+        (["Hi thereThe", "Hi thereThe fox", "Hi thereThe fox", "Hi thereThe fox."], ["The", " fox", "."]),
+        (["Hi there", "Hi thereThe"], ["The"]),
+        (["Hi thereHi there", "Hi thereHi there!"], ["Hi there", "!"]),
+        # Other models look the same and send pieces.
+        (["The", " fox", "."], ["The", " fox", "."]),
+        (["Hi there", " I", " am"], ["Hi there I", " am"]),
+        (["", "Hi", "Hi"], ["Hi", "Hi"]),
+    ],
+)
+def test_vllm_23_10_sends_the_prompt_and_all_so_far(way: Way, sent: list[str], pieces: list[str]) -> None:
+    """Up to 24.02 with every response (recorded of the backend of 23.10 in Triton 2.51): its pieces are the answer."""
+    assert way(OLD_VLLM, *said(*sent), prompt="Hi there").pieces == pieces
 
 
 # --- the end

@@ -153,16 +153,50 @@ def test_tensorrt_llm_takes_separate_tensors(config: dict[str, Any]) -> None:
 
 
 def test_old_tensorrt_llm_repeats_the_prompt() -> None:
-    """Without ``exclude_input_in_output`` its answer begins with the prompt; other conventions' never does."""
-    assert model(OLD_TRTLLM).echoes
-    assert model("text_input STRING, max_tokens INT32, stream BOOL?", platform="ensemble").echoes
+    """Without ``exclude_input_in_output`` an answer in one piece begins with the prompt; a stream never does, nor do
+    other conventions' answers.
+    """
+    once = {"model_transaction_policy": {"decoupled": False}}
+    assert model(OLD_TRTLLM, **once).echoes
+    assert model("text_input STRING, max_tokens INT32, stream BOOL?", platform="ensemble", **once).echoes
+    assert model("text_input STRING, max_tokens INT32", platform="ensemble").echoes
+    assert not model(OLD_TRTLLM).echoes
+    assert not model(TRTLLM, **once).echoes
     assert not model("text_input STRING, max_tokens INT32?, temperature FP32?").echoes
     assert not model(LLMAPI).echoes
 
 
+def test_tensorrt_llm_0_5_requires_words() -> None:
+    """Its ``bad_words`` and ``stop_words`` are not optional, and its integers have no sign: "" is no word."""
+    made = model(
+        "text_input STRING[-1], max_tokens UINT32[-1], bad_words STRING[-1], stop_words STRING[-1], end_id UINT32?,"
+        "pad_id UINT32?, top_k UINT32?, temperature FP32?, random_seed UINT64?, stream BOOL?"
+    )
+    assert sent(made) == {"text_input": "Hi", "max_tokens": 256, "bad_words": "", "stop_words": "", "stream": True}
+    own = sent(made, stop=["x"], extra={"bad_words": ["y", "z"]})
+    assert (own["bad_words"], own["stop_words"]) == (["y", "z"], ["x"])
+
+
+def test_old_vllm_repeats() -> None:
+    """Up to 24.02 it has no ``exclude_input_in_output``; its ``stream`` is not optional in 23.10."""
+    made = model("text_input STRING, stream BOOL, sampling_parameters STRING?")
+    assert made.repeats
+    assert not model(VLLM).repeats
+    assert sent(made) == {"text_input": "Hi", "stream": True, "sampling_parameters": '{"max_tokens":256}'}
+
+
 @pytest.mark.parametrize(
     ("told", "cumulative"),
-    [("true", True), ("True", True), ("1", True), ("false", False), ("${accumulate_tokens}", False), (None, False)],
+    [
+        ("true", True),
+        ("True", True),
+        ("1", True),
+        ("Yes", True),
+        ("t", True),
+        ("false", False),
+        ("${accumulate_tokens}", False),
+        (None, False),
+    ],
 )
 def test_the_bls_may_accumulate(told: str | None, cumulative: bool) -> None:
     """``accumulate_tokens`` in its parameters means that each response has all the text so far; ${...} is unset."""

@@ -1,5 +1,5 @@
-"""Triton adapter.    Seen with 2.51.0 (24.10), python backends on the CPU, in 2026-11; vLLM's and TensorRT-LLM's
-tensors as their sources name them (vllm_backend main, tensorrtllm_backend v0.16.0, TensorRT-LLM's llmapi backend).
+"""Triton adapter.    Seen with 2.51.0 (24.10), python backends on the CPU, in 2026-11; among them vLLM's, 23.10 to
+main, over a stub of vLLM; TensorRT-LLM's as their sources are (tensorrtllm_backend 0.5 to 0.18, llmapi).
 
 Uses: POST /v2/models/NAME/generate_stream, GET /v2/models/NAME/config, POST /v2/repository/index, GET /v2,
 /v2/health/ready, /v2/models/NAME/ready; over gRPC (see triton_grpc.py) the calls of the same names.
@@ -20,11 +20,12 @@ import msgspec
 from worker_adapters.adapters.asking import PROPS
 from worker_adapters.adapters.base import HttpAdapter
 from worker_adapters.adapters.identity import Answer
-from worker_adapters.adapters.rules import EVENT, ErrorRule
+from worker_adapters.adapters.rules import EVENT, ErrorRule, ErrorTable
 from worker_adapters.adapters.triton_models import GONE, INDEX, Entry, TritonModels, sole
 from worker_adapters.errors import (
     AuthenticationFailed,
     CapacityExceeded,
+    ContextOverflow,
     EngineUnavailable,
     InvalidRequest,
     PoolUnavailable,
@@ -40,13 +41,17 @@ from worker_adapters.task import TaskRequest
 from worker_adapters.timeouts import check_seconds
 from worker_adapters.transport.control import Reply
 from worker_adapters.wire.delta import Decoder, EngineFault, WireRequest
-from worker_adapters.wire.triton import TritonDecoder, flat_body
+from worker_adapters.wire.triton import TOO_LONG, TritonDecoder, flat_body, told_in_words
 from worker_adapters.wire.triton_infer import LENGTH, ModelMetadata, infer_outputs, infer_request
 from worker_adapters.wire.triton_model import OPTIONAL, ROLES, ModelConfig, public
 
 #: Loaded with its transport: nobody else needs grpc.
 OVER_GRPC = ("worker_adapters.adapters.triton_grpc", "TritonGrpcAdapter")
 EXTRA = 'pip install "worker-adapters[triton-grpc]"'
+#: vLLM's backend: of its sampling parameters (since 25.03 its log alone says what), and of an engine that is dead.
+BAD_SAMPLING = r"Error generating stream: (Unexpected keyword argument|\w+ (must be|cannot) |'NoneType' .* 'lora_name')"
+NO_LORA = "^LoRA .*is not (supported|enabled)"
+DEAD = r"EngineCore encountered an issue|(Background|Engine) loop (has errored|is not running|is stopped)"
 #: Backends whose models are on the GPU whatever their instances say.
 SAYS_NOTHING = frozenset({"tensorrtllm", "vllm", "python", ""})
 
@@ -93,10 +98,13 @@ class TritonAdapter(HttpAdapter):
         ErrorRule(PoolUnavailable, words="out of memory|Failed to allocate|cudaMalloc"),
         # The model was there when its config was read: it was unloaded, or is loaded anew. The next try looks again.
         ErrorRule(EngineUnavailable, words=GONE, retriable=True),
-        ErrorRule(EngineUnavailable, words=r"Stub process .* is not healthy|unhealthy vLLM engine|Socket closed"),
+        ErrorRule(EngineUnavailable, words="unhealthy vLLM engine", retriable=True),  # looked at before a job is begun
+        ErrorRule(EngineUnavailable, words=rf"Stub process .* is not healthy|Socket closed|{DEAD}"),
         ErrorRule(EngineUnavailable, words="failed to connect to all addresses", retriable=True),
         ErrorRule(StreamTruncated, words="request was cancelled|Locally cancelled"),
         ErrorRule(UnknownError, words="support models with decoupled"),
+        ErrorRule(ContextOverflow, words=TOO_LONG),
+        ErrorRule(InvalidRequest, words=f"{BAD_SAMPLING}|{NO_LORA}"),
         ErrorRule(
             InvalidRequest,
             words=r"Unable to parse|failed to parse the request JSON|expected number of inputs|unexpected shape"
@@ -138,6 +146,7 @@ class TritonAdapter(HttpAdapter):
         self._version = "" if version is None else str(version)
         self._models = TritonModels(self._tensors, self._version, self._refused)
         super().__init__(url, **options)
+        self._errors = _Errors(self.engine, self._place(), self._endpoint, self.rules)
 
     # --- a job
 
@@ -250,6 +259,13 @@ class TritonAdapter(HttpAdapter):
 
     def _configuration(self) -> dict[str, Any]:
         return {**super()._configuration(), "version": self._version or None, "tensors": self._tensors}
+
+
+class _Errors(ErrorTable):
+    """Triton's errors, with what the backends say in words only."""
+
+    def _clean(self, fault: EngineFault, prompts: list[str]) -> EngineFault:
+        return told_in_words(super()._clean(fault, prompts))
 
 
 def _digest(config: ModelConfig, entries: list[Entry]) -> str | None:

@@ -2,7 +2,7 @@
 
 Uses: ModelStreamInfer, ModelConfig, RepositoryIndex, ServerMetadata, ServerReady, ModelReady, ModelStatistics.
 Differs from HTTP: a cancel reaches the engine also before the first response; a stream says that it has ended; an error
-has its code; a request's tensors carry their types. One call a job, all of them over one connection of the process.
+has its code since 2.68; a request's tensors carry their types. One call a job, all over one connection of the process.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from worker_adapters.wire.delta import Decoder, WireRequest
 from worker_adapters.wire.http1 import Head
 from worker_adapters.wire.sse import Event
 from worker_adapters.wire.triton_grpc import (
-    ERRORS_AS_STATUS,
     SERVICE,
     UNREACHED,
     GrpcDecoder,
+    error_metadata,
     infer_request,
     reply_of,
     rpc_for,
@@ -70,10 +70,11 @@ class TritonGrpcAdapter(GrpcStreaming, TritonAdapter):
     def encode(self, task: TaskRequest) -> WireRequest:
         name = self._models.name(task.model) or ""
         body = infer_request(name, self._version, self._models[name], *self._tensors_for(task))
-        return WireRequest(f"{SERVICE}ModelStreamInfer", body, headers=ERRORS_AS_STATUS)
+        return WireRequest(f"{SERVICE}ModelStreamInfer", body)
 
     def named(self, request: WireRequest, job_id: str) -> WireRequest:
-        return msgspec.structs.replace(request, body=with_id(request.body, job_id))
+        metadata = error_metadata(self._identity.known[0])
+        return msgspec.structs.replace(request, body=with_id(request.body, job_id), headers=metadata)
 
     def decoder(self, task: TaskRequest) -> Decoder:
         return GrpcDecoder(self._models[self._models.name(task.model)], task)

@@ -35,6 +35,8 @@ BEGUN = ("choices", "output", "usage")
 #: So much of an error's words is read: it may quote a prompt of megabytes.
 WORDS = 4096
 NAME = 200
+#: Python's, up to the exception that it is of.
+TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t]+.*\n)*")
 
 
 def fault_of(error: Any) -> EngineFault:
@@ -56,8 +58,10 @@ def fault_of(error: Any) -> EngineFault:
 
 
 def _plain(words: Any) -> str:
-    """Without pybind11's traceback (Triton's Python backend), which shows the server's paths."""
-    return str(words)[:WORDS].partition("\n\nAt:\n")[0]
+    """Without the traceback, which shows the server's paths: pybind11's of Triton's Python backend, which comes behind
+    the message, or Python's of TensorRT-LLM's BLS, which comes before it."""
+    said = str(words).partition("\n\nAt:\n")[0]
+    return (TRACEBACK.split(said)[-1] if said.startswith("Traceback") else said)[:WORDS]
 
 
 def fault_in(body: bytes) -> EngineFault | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -26,6 +27,15 @@ FINISH = {"stop": "stop", "length": "length", "eos": "stop", "stop_words": "stop
 UNFINISHED = ("", "None", "not_finished")
 #: Ends that are none -> what the table of errors knows them by: cancelled by somebody else, or by the server's clock.
 BROKEN = {"abort": "abort", "cancelled": "abort", "timeout": "timeout", "timed_out": "timeout"}
+#: A prompt that is too long, in the words of vLLM, of TensorRT-LLM's engine and of its llmapi.
+_SIZES = (
+    r"prompt \(length (?P<prompt>\d{1,15})\) is longer than the maximum model length of (?P<size>\d{1,15})",
+    r"Prompt length \((?P<prompt>\d{1,15})\) exceeds maximum input length \((?P<size>\d{1,15})\)",
+    r"sum of prompt length \((?P<prompt>\d{1,15})[.\d]*\).{1,99}should not exceed \w{1,40} \((?P<size>\d{1,15})\)",
+)
+TOO_LONG = (
+    "is longer than the maximum model length|exceeds maximum input length|sum of prompt length .*should not exceed"
+)
 _ANY = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -111,11 +121,12 @@ class Answer:
     def __init__(self, model: TextModel, task: TaskRequest) -> None:
         self._so_far = SoFar() if model.cumulative else None
         self._echo = Echo(task.prompt or "") if model.echoes else None
+        self._repeated = Repeated(task.prompt or "") if model.repeats else None
         self._limit = task.max_tokens
         self._limited = model.limited
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         #: Is a text just what it adds?
-        self._plain = not (model.cumulative or model.echoes)
+        self._plain = not (model.cumulative or model.echoes or model.repeats)
         self._responses = 0
         self._tokens_in: int | None = None
         self._tokens_out: int | None = None
@@ -164,6 +175,8 @@ class Answer:
 
     def _said(self, value: Any) -> str:
         """The new text of a response: whole characters, without what came before and without the prompt."""
+        if self._repeated is not None:
+            return self._repeated.add(text(_readable(value)))
         if self._so_far is not None:
             said = self._so_far.add(text(_readable(value)))  # half a character is there again, and whole, with the next
         elif isinstance(value, bytes):
@@ -209,6 +222,30 @@ class SoFar:
         return added
 
 
+class Repeated:
+    """Makes pieces of texts that each hold the prompt and all before: vLLM's backend up to 24.02.
+
+    Other models look the same and send pieces: a text that does not go on from the last one is one.
+    """
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+        self._so_far: str | None = prompt
+        self._held = ""  # a first text that was the prompt and no more, which a piece may be, too
+
+    def add(self, said: str) -> str:
+        """What of it is new."""
+        if self._so_far is None:
+            return said
+        if not said.startswith(self._so_far):
+            self._so_far = None
+            return self._held + said
+        added = said[len(self._so_far) :]
+        self._so_far = said
+        self._held = said if said == self._prompt else ""
+        return added
+
+
 class Echo:
     """Takes the prompt off the beginning of an answer that repeats it. One that begins otherwise is left as it is.
 
@@ -228,6 +265,14 @@ class Echo:
             return ""
         answer, self.held, self._prompt = self.held.removeprefix(self._prompt), "", ""
         return answer
+
+
+def told_in_words(fault: EngineFault) -> EngineFault:
+    """The error with the sizes that backends tell in their text alone."""
+    found = next((sizes for words in _SIZES if (sizes := re.search(words, fault.message)) is not None), None)
+    if found is None:
+        return fault
+    return msgspec.structs.replace(fault, prompt_tokens=int(found["prompt"]), context_size=int(found["size"]))
 
 
 def first(value: Any) -> Any:

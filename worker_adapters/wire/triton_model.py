@@ -39,6 +39,8 @@ SWITCHES = (
     "return_finish_reason", "return_stop_reason", "return_num_input_tokens", "return_num_output_tokens",
 )  # fmt: skip
 STREAM = ("stream", "streaming")
+#: Of TensorRT-LLM; "" is none.
+WORDS = ("bad_words", "stop_words")
 PROMPT, TEXT, SAMPLING = "text_input", "text_output", "sampling_parameters"
 #: What ``tensors`` may map.
 ROLES = ("prompt", "text", "stream", *NAMES)
@@ -134,11 +136,16 @@ class TextModel:
         #: vLLM's backend takes its parameters as one text of JSON.
         self.vllm = SAMPLING in self.inputs
         self.decoupled = config.model_transaction_policy.decoupled
+        self._stream = tensors.get("stream") or next((name for name in STREAM if name in self.inputs), None)
+        excludes = any(name in self.inputs for name in SWITCHES[:3])
         #: TensorRT-LLM's BLS script may send the text so far with every response, its llmapi backend always does.
-        accumulates = config.parameter("accumulate_tokens").lower() in ("true", "1")
+        accumulates = config.parameter("accumulate_tokens").lower() in ("true", "yes", "1", "t")
         self.cumulative = accumulates or "sampling_param_max_tokens" in self.inputs
-        #: TensorRT-LLM before exclude_input_in_output begins its answer with the prompt.
-        self.echoes = self._is_trtllm() and not any(name in self.inputs for name in SWITCHES[:3])
+        #: TensorRT-LLM before exclude_input_in_output begins with the prompt where it answers in one piece.
+        streams = self.decoupled and self._stream is not None
+        self.echoes = self._is_trtllm() and not excludes and not streams
+        #: vLLM's backend up to 24.02 sends the prompt and the text so far with every response.
+        self.repeats = self.vllm and not excludes
         self.limited = self.vllm or self._input("max_tokens") is not None
 
     def _check(self, tensors: Mapping[str, str]) -> None:
@@ -201,15 +208,17 @@ class TextModel:
         else:
             made |= {tensor: self._held(name, tensor, fields[name]) for name, tensor in self._filled(fields)}
         made |= {name: True for name in SWITCHES if name in self.inputs}
-        stream = self._mapped.get("stream") or next((name for name in STREAM if name in self.inputs), None)
-        if stream is not None:
-            made[stream] = self.decoupled  # a model that answers once refuses it
+        if self._stream is not None:
+            made[self._stream] = self.decoupled  # a model that answers once refuses it
         for name, value in extra.items():
-            if name in (self.prompt, stream, self._input("max_tokens")):
+            if name in (self.prompt, self._stream, self._input("max_tokens")):
                 raise invalid(f"extra.{name}", "is set by the adapter, not by extra")
             if name not in self.inputs:
                 raise invalid(f"extra.{name}", f"Triton's {self.config.name!r} has no such input; {self.shape}")
             made[name] = self._held(f"extra.{name}", name, value)
+        for name in WORDS:  # not optional in TensorRT-LLM 0.5
+            if name in self.inputs and not self.inputs[name].optional:
+                made.setdefault(name, "")
         empty = [name for name, tensor in self.inputs.items() if not tensor.optional and name not in made]
         if empty:
             raise invalid(f"extra.{empty[0]}", f"Triton's {self.config.name!r} requires it; {self.shape}")

@@ -1,5 +1,5 @@
 """``tensorrt_llm_bls`` of TensorRT-LLM 0.16: with ``accumulate_tokens`` each response has all the text so far, decoded
-anew, so that a broken character at its end shows as U+FFFD until the next response. The answer begins with
+anew, so that a broken character at its end shows as U+FFFD until the next response. An answer in one piece begins with
 the prompt where it is not told to leave that out.
 """
 
@@ -19,8 +19,8 @@ class TritonPythonModel(Speaker):
         )
 
     def answers(self, job, values):
-        said = b"" if any(values.get("exclude_input_in_output", [])) else job.prompt.encode()
         stream = any(values.get("stream", []))
+        said = b"" if stream or any(values.get("exclude_input_in_output", [])) else job.prompt.encode()
         accumulates = self.parameters.get("accumulate_tokens") == "true"
         for token in job.tokens() if accumulates else map(str.encode, job.texts()):
             said += token
