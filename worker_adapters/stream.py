@@ -365,7 +365,7 @@ class TokenStream:
             self._plan.watch.started(tally.started)
         if first is None and tally.first_at is not None:
             self._plan.watch.first_token((now - began) * 1000.0)
-        if batch and type(end := batch[-1]) is EndFrame:
+        if batch and (end := batch[-1]).type == "end":
             batch.pop()
             metrics = tally.metrics(end.metrics, began, now)
             self._end = msgspec.structs.replace(end, metrics=metrics, tool_calls=tally.tool_calls())
