@@ -16,8 +16,8 @@ ROWS = [
     ["contract", "tally", "plan", "driver", "stream"],
     [
         "wire.http1", "wire.sse", "wire.delta", "wire.prometheus", "wire.openai_faults", "wire.openai",
-        "wire.openai_body", "wire.responses", "wire.llamacpp", "wire.tgi", "wire.triton_model", "wire.triton",
-        "wire.triton_infer", "wire.triton_grpc",
+        "wire.openai_body", "wire.responses", "wire.llamacpp", "wire.tgi_tools", "wire.tgi", "wire.triton_model",
+        "wire.triton", "wire.triton_infer", "wire.triton_grpc",
     ],
     [
         "transport.network", "transport.redact", "transport.endpoint", "transport.faults", "transport.connection",

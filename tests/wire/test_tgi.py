@@ -25,7 +25,7 @@ CHAT = [{"role": "user", "content": "Hi"}]
 
 def line(value: Any) -> bytes:
     """One event; bytes are its data as they are."""
-    raw = value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False).encode()
+    raw = value if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     return b"data: " + raw + b"\n\n"
 
 
@@ -87,9 +87,13 @@ def native(*values: Any, stop: list[str] | None = None, limit: int = NEVER, logp
     return made(lambda: GenerateDecoder(Cut(stop or [], limit, logprobs=logprobs), logprobs=logprobs), values)
 
 
-def chat(*values: Any, stop: list[str] | None = None, limit: int = NEVER, logprobs: bool = False) -> Made:
+def chat(
+    *values: Any, stop: list[str] | None = None, limit: int = NEVER, logprobs: bool = False, tools: tuple[str, ...] = ()
+) -> Made:
     """What comes of chunks of the chat."""
-    return made(lambda: ChatDecoder(Cut(stop or [], limit, logprobs=logprobs), limit, logprobs=logprobs), values)
+    return made(
+        lambda: ChatDecoder(Cut(stop or [], limit, logprobs=logprobs), limit, logprobs=logprobs, tools=tools), values
+    )
 
 
 def texts(deltas: Made) -> list[str]:
@@ -241,7 +245,8 @@ def test_the_text_is_cut_at_the_first_stop_string(tokens: list[str], stops: list
     finish = "length" if reason == "length" and not stopped else "stop"
     for deltas in (
         native(*map(token, before), last(final, reason), stop=stops),
-        chat(*map(piece, before), piece(final, reason), usage(1, 2), stop=stops),
+        # The text of an end token is its name, if it has any.
+        chat(*map(piece, before), piece(final, reason.replace("eos_token", "stop")), usage(1, 2), stop=stops),
     ):
         assert "".join(texts(deltas)) == wanted
         assert [each.reason for each in ends(deltas)] == [finish]
@@ -397,8 +402,126 @@ def test_counts_up_to_the_limit_say_that_it_cut_the_call(cut: int) -> None:
 
 def test_a_reason_for_half_a_call_is_the_end() -> None:
     """TGI ends a call of a function without parameters so, if the last token closes more than one brace."""
-    assert ends(chat(call("{", "f"), piece("", "stop"))) == [Finish("tool_calls", "stop")]
+    deltas = chat(call("{", "f"), piece("", "stop"))
+    assert ends(deltas) == [Finish("tool_calls", "stop")]
+    assert called(deltas) == ("f", "{}")
     assert ends(chat(call("{", "f"), piece("", "length"))) == [Finish("length", "length")]
+
+
+def test_a_comma_behind_the_name_is_no_argument() -> None:
+    """3.2 and later say a brace for the name, and then whatever follows it: the comma, if it is a token of its own."""
+    assert called(chat(call("{", "f"), call(","), call(' "x"'), call(": 1"), call("}"))) == ("f", '{"x": 1}')
+    assert called(chat(call("{", "f"), call(', "x": 1}'))) == ("f", '{"x": 1}')
+
+
+# --- the chat of older releases, as their sources write it
+
+
+def called(deltas: Made) -> tuple[str | None, str]:
+    """Name and arguments of the one call."""
+    pieces = [piece for delta in deltas if isinstance(delta, Delta) for piece in delta.tools]
+    assert {piece.index for piece in pieces} <= {0}
+    return next((piece.name for piece in pieces if piece.name), None), "".join(piece.arguments for piece in pieces)
+
+
+def old_call(said: str, finish: str | None = None, usage: Any = None) -> dict[str, Any]:
+    """A chunk with a token of a tool call, up to 3.1.1: an object in place of a list, no name, no id."""
+    function = {"name": None, "arguments": said}
+    chunk = piece(None, finish, tool_calls={"index": 0, "id": "", "type": "function", "function": function})
+    return {**chunk, "object": "text_completion", "usage": usage}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+@pytest.mark.parametrize(
+    ("said", "name", "arguments"),
+    [
+        ('{"function": {"_name": "f", "x": {"y": "}"}}}', "f", '{"x": {"y": "}"}}'),
+        ('{"function":{"_name":"f","x":1}}', "f", '{"x":1}'),
+        ('  {\n "function": {"_name": "f"}}', "f", "{}"),
+        # The name need not come first, and up to 2.0.0 there is none.
+        ('{"function": {"A": 1, "_name": "f"}}', "f", '{"A":1}'),
+        ('{"function": {"x": [1, {}], "y": "é"}}', "f", '{"x":[1,{}],"y":"é"}'),
+    ],
+)
+@pytest.mark.parametrize("end", ["</s>", "<|eot_id|>", ""])
+def test_up_to_3_1_1_a_call_is_what_the_model_says(said: str, name: str, arguments: str, end: str, size: int) -> None:
+    """From 1.4.3 on: name and arguments out of its JSON, and nothing of its end token."""
+    tokens = [old_call(said[at : at + size]) for at in range(0, len(said), size)]
+    counts = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29}
+    deltas = chat(*tokens, old_call(end, "stop", counts), b"[DONE]", tools=("f",))
+    assert called(deltas) == (name, arguments)
+    assert ends(deltas) == [Finish("tool_calls", None), Finish("tool_calls", "stop")]
+    assert [delta.usage for delta in deltas if isinstance(delta, Delta) and delta.usage] == [Usage(9, 20)]
+
+
+def test_up_to_2_0_0_of_several_tools_none_is_named() -> None:
+    """TGI itself does not tell which: the arguments do."""
+    deltas = chat(old_call('{"function": {"x"'), old_call(": 1}}"), old_call("</s>", "eos_token"), tools=("f", "g"))
+    assert called(deltas) == (None, '{"x":1}')
+    assert ends(deltas)[-1] == Finish("tool_calls", "eos_token")
+
+
+def test_an_old_call_that_the_limit_cut_is_told() -> None:
+    """With its reason, as any answer."""
+    deltas = chat(old_call('{"function": {"_name": "f", "x'), old_call('": 1', "length"), tools=("f",))
+    assert called(deltas) == ("f", '{"x": 1')
+    assert ends(deltas) == [Finish("length", "length")]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_notify_error_is_no_tool_of_the_user_s(size: int) -> None:
+    """From 2.0.1 to 2.3.1 a model says so why it calls none: its answer, as TGI itself makes of it without a stream."""
+    said = '{"function": {"_name": "notify_error", "error": "no \\"owl\\""}}'
+    tokens = [old_call(said[at : at + size]) for at in range(0, len(said), size)]
+    deltas = chat(*tokens, old_call("</s>", "stop"), b"[DONE]", tools=("f",))
+    assert ("".join(texts(deltas)), called(deltas)) == ('no "owl"', (None, ""))
+    assert ends(deltas) == [Finish("stop", None), Finish("stop", "stop")]
+    assert called(chat(*tokens, tools=("notify_error",))) == ("notify_error", '{"error": "no \\"owl\\""}')
+
+
+def test_from_2_4_to_3_1_1_an_answer_in_place_of_a_call_ends_with_the_marker() -> None:
+    """The router leaves the model's JSON where its string ends. Else, and after half a call, it proves nothing."""
+    said = (piece("No"), piece(" owl"), b"[DONE]")
+    deltas = chat(*said, tools=("f",), stop=["owls"])
+    assert ("".join(texts(deltas)), ends(deltas)) == ("No owl", [Finish("stop", None)])
+    assert ends(chat(*said)) == []
+    assert ends(chat(b"[DONE]", tools=("f",))) == []
+    assert ends(chat(old_call('{"function": {"_name": "f"'), b"[DONE]", tools=("f",))) == []
+    assert ends(chat(piece("No", "length"), b"[DONE]", tools=("f",))) == [Finish("length", "length")]
+
+
+def test_up_to_1_4_3_a_choice_s_index_counts_tokens() -> None:
+    """Its one choice is ours all the same; in 1.4.0 its logprobs are a number; nobody is shown the end token."""
+
+    def token_of(text: str, index: int, logprobs: Any, finish: str | None = None) -> dict[str, Any]:
+        chunk = piece(text, finish)
+        chunk["choices"][0].update(index=index, logprobs=logprobs)
+        return {**chunk, "object": "text_completion"}
+
+    deltas = chat(
+        token_of("a", 1, -0.5), token_of(" b", 2, None), token_of("</s>", 3, -1.0, "eos_token"), logprobs=True
+    )
+    assert texts(deltas) == ["a", " b", ""]
+    assert isinstance(deltas[0], Delta)
+    assert deltas[0].logprob == -0.5
+    assert ends(deltas) == [Finish("stop", "eos_token")]
+
+
+def test_up_to_0_3_no_token_is_said_to_be_special() -> None:
+    """The last one of an answer that an end token ended is it."""
+    plain = {"token": {"id": 1, "text": "a", "logprob": -1.0}, "generated_text": None, "details": None}
+    final = last("</s>", "eos_token")
+    del final["token"]["special"], final["details"]["input_length"]
+    assert texts(native(plain, final)) == ["a", ""]
+    final["details"]["finish_reason"] = "length"
+    assert texts(native(plain, final)) == ["a", "</s>"]
+
+
+def test_lorax_counts_the_prompt_s_tokens() -> None:
+    """Under a name of its own."""
+    final = last("", "eos_token", prompt_tokens=7)
+    del final["details"]["input_length"]
+    assert native(final) == [end("", "stop", "eos_token", Usage(7, 3))]
 
 
 @pytest.mark.parametrize("arguments", ['{"x": {"y": "}"}}', "{}", '{"x": "a\\"}"}', '{"é": [{}, {"a": "🦊}"}]}'])

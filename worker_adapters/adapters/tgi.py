@@ -34,6 +34,7 @@ from worker_adapters.transport.control import Reply
 from worker_adapters.wire.delta import Decoder, EngineFault, WireRequest
 from worker_adapters.wire.prometheus import Samples
 from worker_adapters.wire.tgi import ChatDecoder, Cut, GenerateDecoder, chat_body, generate_body, told_in_words
+from worker_adapters.wire.tgi_tools import names_of
 
 log = logging.getLogger("worker_adapters.adapters.tgi")
 
@@ -41,7 +42,8 @@ log = logging.getLogger("worker_adapters.adapters.tgi")
 RESIDENCY = {"cpu": "cpu", "cuda": "gpu", "xpu": "gpu", "hpu": "gpu"}
 
 NO_MEMORY = r"Request failed during generation.*(out of memory|OutOfMemory)"
-TOO_LONG = r"`inputs` (tokens \+ `max_new_tokens` must be <=|must have less than)"
+#: Up to 0.3 without the backticks, and "input tokens".
+TOO_LONG = r"\binputs?`? (tokens \+ `?max_new_tokens`? must be <=|must have less than)"
 
 
 def _rows(error: type[WorkerError], kind: str, words: str, *, retriable: bool = False) -> tuple[ErrorRule, ...]:
@@ -145,7 +147,8 @@ class TgiHttpAdapter(HttpAdapter):
         logprobs = task.logprobs is not None
         cut = Cut(task.stop, task.max_tokens, logprobs=logprobs)
         if task.messages is not None:
-            return ChatDecoder(cut, task.max_tokens, logprobs=logprobs)
+            tools = [] if task.tool_choice == "none" else names_of(task.tools or [])
+            return ChatDecoder(cut, task.max_tokens, logprobs=logprobs, tools=tools)
         return GenerateDecoder(cut, logprobs=logprobs)
 
     def identity(self, info: _Info) -> Answer:

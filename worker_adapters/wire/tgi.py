@@ -3,13 +3,13 @@
 Facts from the router's source, 0.2.0 to 3.3.7. A token is an event; the end is a ``generated_text`` that is not null,
 and ``[DONE]`` never comes; special tokens count and are not shown; "" is a piece of a character that comes whole later.
 The stop string stays in the text, and one that ends inside a token is missed. From 3.0.0 on a job of more than 1,024
-tokens runs in legs and may get up to a leg too many. The chat's stream gives a tool call no finish reason at all.
+tokens runs in legs and may get up to a leg too many. The chat's stream may give a tool call no finish reason at all.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from worker_adapters.wire.delta import (
     GarbledEvent,
     Usage,
     count,
+    items,
     mapping,
     parse_json,
     text,
@@ -31,15 +32,19 @@ from worker_adapters.wire.openai import DONE, ChunkDecoder, fault_beneath, logpr
 from worker_adapters.wire.openai_body import chat_fields, present
 from worker_adapters.wire.openai_faults import NAME, fault_in
 from worker_adapters.wire.sse import Event
+from worker_adapters.wire.tgi_tools import CallText
 
 #: The name of no LoRA adapter: the base model, whatever it is called. Up to 1.4 a chat has to name a model.
 BASE_MODEL = "tgi"
 #: finish_reason of the native stream -> ours.
-FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
+EOS = "eos_token"
+FINISH = {"length": "length", EOS: "stop", "stop_sequence": "stop"}
+#: How a chunk of the chat shows that it is of an old release: see ``_modern``.
+_OLD_CALL, _CHOICE, _FIRST_CHOICE = b'"tool_calls":{', b'"choices":[{"index":', b'"choices":[{"index":0,'
 
 _SIZES = (
-    re.compile(r"must be <= (?P<size>\d{1,15})\. Given: (?P<prompt>\d{1,15}) `inputs` tokens"),
-    re.compile(r"`inputs` must have less than (?P<size>\d{1,15}) tokens\. Given: (?P<prompt>\d{1,15})"),
+    re.compile(r"must be <= (?P<size>\d{1,15})\. Given: (?P<prompt>\d{1,15}) (`inputs`|input) tokens"),
+    re.compile(r"inputs`? must have less than (?P<size>\d{1,15}) tokens\. Given: (?P<prompt>\d{1,15})"),
 )
 _FIELD = re.compile(r"validation error: `(?!inputs`)(\w{1,80})`")
 
@@ -152,7 +157,8 @@ class GenerateDecoder(Decoder):
         if told is None or told.token is None:
             return None
         token = told.token
-        special = bool(token.special)
+        ends = mapping(told.details).get("finish_reason") if told.generated_text is not None else None
+        special = token.special if token.special is not None else ends == EOS  # up to 0.3 none is said to be
         made = Delta("" if special else token.text or "")
         if self._logprobs:
             made.logprob, made.token_id = token.logprob, token.id
@@ -165,7 +171,8 @@ def _finish(made: Delta, details: dict[str, Any]) -> None:
     """The event with the whole text; ``details`` come only if asked for, ``input_length`` since 2.3.0."""
     raw = text(details.get("finish_reason"))[:NAME]
     made.finish = Finish(FINISH.get(raw, "stop"), raw or None)
-    made.usage = Usage(count(details.get("input_length")), count(details.get("generated_tokens")))
+    prompted = details.get("input_length", details.get("prompt_tokens"))  # the second is LoRAX's
+    made.usage = Usage(count(prompted), count(details.get("generated_tokens")))
     seed = details.get("seed")  # of 64 bits without a sign; null when greedy, the one picked where none was sent
     made.facts = {"seed": seed} if type(seed) is int else None
     made.done = True
@@ -174,53 +181,84 @@ def _finish(made: Delta, details: dict[str, Any]) -> None:
 class ChatDecoder(ChunkDecoder):
     """Chunks of ``/v1/chat/completions``, one a token; with tools, tokens are held back until the choice is known.
 
-    A tool call is whole when its arguments are a whole JSON object: they follow a grammar, so nothing can come after
-    it, and no finish reason does. Usage is told only at the end of a generation (2.3.0 and later), so it proves one
-    that the limit cut inside a call.
+    A tool call is whole when its arguments are: no finish reason has to come. Usage is told only at the end of a
+    generation (2.3.0 and later), so it proves one that the limit cut inside a call. From 2.4.0 to 3.1.1 an answer that
+    the model prefers to a call ends with ``[DONE]`` and nothing else: the router stops where its JSON string ends.
+
+    :param tools: names of the functions that may be called.
     """
 
-    def __init__(self, cut: Cut, limit: int, *, logprobs: bool = False) -> None:
+    def __init__(self, cut: Cut, limit: int, *, logprobs: bool = False, tools: Sequence[str] = ()) -> None:
         super().__init__(logprobs=logprobs)
         self._cut = cut
         self._limit = limit
-        self._arguments: list[str] = []
-        self._called = self._whole = self._ended = False
+        self._tools = tools
+        self._call = CallText(tools)
+        self._answers = self._calls_one = self._ended = False
 
     def feed(self, event: Event) -> Delta | None:
-        made = super().feed(event)
-        if made is None or made.done or made.fault is not None:
+        made = super().feed(_modern(event))
+        if made is None or made.fault is not None:
             return made
         if made.facts:
             made.facts.pop("id", None)  # is always ""
         if self._ended:
             made.text, made.tools = "", ()
+        elif made.done:
+            self._marked(made)
         elif made.usage is not None and not (made.text or made.tools or made.finish):
             if (made.usage.tokens_out or 0) >= self._limit:
                 made.finish = Finish("length", None)
         else:
-            if made.tools:
-                self._call(made)
-            self._cut.take(made)
-        if made.finish is not None and (self._whole or (self._called and made.finish.reason == "stop")):
-            made.finish = Finish("tool_calls", made.finish.raw)
-        self._ended = self._ended or made.finish is not None
+            self._token(made)
+        if made.finish is not None:
+            called = self._call.whole or (self._call.begun and made.finish.reason == "stop")
+            made.finish = Finish("tool_calls", made.finish.raw) if called else made.finish
+            self._ended = True
         return made
 
-    def _call(self, made: Delta) -> None:
-        """Is the call whole with these pieces? Read only after a brace, since it reads all of it."""
-        self._called = True
-        self._arguments += [piece.arguments for piece in made.tools]
-        self._whole = self._arguments[-1].rstrip().endswith("}") and _is_object("".join(self._arguments))
-        if self._whole and made.finish is None:
-            made.finish = Finish("tool_calls", None)
+    def _token(self, made: Delta) -> None:
+        if made.tools:
+            self._called(made)
+        elif made.finish is not None and self._call.begun and made.finish.reason == "stop":
+            rest = self._call.rest()
+            made.tools = () if rest is None else (rest,)
+        if made.finish is not None and made.finish.raw == EOS:
+            made.text = ""  # up to 2.0.1 it is the end token's
+        self._answers = self._answers or bool(made.text)
+        self._cut.take(made)
+
+    def _called(self, made: Delta) -> None:
+        self._calls_one = True
+        pieces = [self._call.add(piece) for piece in made.tools]
+        made.tools = tuple([piece for piece in pieces if piece is not None])
+        made.text += self._call.apology
+        if made.finish is None and (self._call.whole or self._call.apology):
+            made.finish = Finish("stop", None)
+
+    def _marked(self, made: Delta) -> None:
+        """``[DONE]`` without a reason."""
+        if self._tools and self._answers and not self._calls_one:
+            made.finish = Finish("stop", None)
+            self._cut.take(made)
 
 
-def _is_object(written: str) -> bool:
-    try:
-        parse_json(_OBJECT, written.encode())
-    except GarbledEvent:
-        return False
-    return True
+def _modern(event: Event) -> Event:
+    """The event as newer releases write it. Up to 1.4.3 a choice's index counts tokens, and in 1.4.0 its logprobs are a
+    number; up to 3.1.1 the one tool call stands where a list of them belongs.
+    """
+    data = event.data
+    if _OLD_CALL not in data and (_CHOICE not in data or _FIRST_CHOICE in data):
+        return event
+    told = parse_json(_OBJECT, data)
+    for choice in map(mapping, items(told.get("choices"))):
+        choice["index"] = 0
+        delta = mapping(choice.get("delta"))
+        if isinstance(delta.get("tool_calls"), dict):
+            delta["tool_calls"] = [delta["tool_calls"]]
+        if isinstance(choice.get("logprobs"), float):
+            choice["logprobs"] = {"content": [{"logprob": choice["logprobs"]}]}
+    return Event(msgspec.json.encode(told), event.name, event.id)
 
 
 def told_in_words(fault: EngineFault) -> EngineFault:
