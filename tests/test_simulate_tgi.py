@@ -56,7 +56,7 @@ def calls_of(recording: Exchange) -> list[tuple[str, list[str]]]:
 
 OVERLOADED = {"max_concurrent_requests": 0}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "chat-stream-overloaded-2.4.0": OVERLOADED,
+    "chat-stream-overloaded-2.3.1": OVERLOADED,
     "stream-overloaded-200": OVERLOADED,
     "chat-template-422": {"template": False},
     "compat-root-nostream": {"tokens": [" for", " /", "api", "/", "v", "1", "/", "projects", "/", "1"]},

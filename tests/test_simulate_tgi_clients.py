@@ -147,8 +147,8 @@ def test_hub_is_refused_by_the_router_itself(sim: TgiSimulator) -> None:
 
 
 def test_hub_on_errors_of_a_chat() -> None:
-    """Native in the stream up to 2.4.0, typed therefore; since 2.4.1 an object without a kind; whole ones by status."""
-    for version, kind in (("2.4.0", OverloadedError), ("2.4.1", UnknownError)):
+    """Native in the stream up to 2.3.1, typed therefore; since 2.4.1 an object without a kind; whole ones by status."""
+    for version, kind in (("2.3.1", OverloadedError), ("2.4.1", UnknownError)):
         with TgiSimulator(max_concurrent_requests=0, version=version) as full, hub(full) as client:
             with pytest.raises(kind):
                 list(client.chat_completion(CHAT, stream=True))

@@ -81,10 +81,12 @@ def test_chat_of_releases() -> None:
     assert [event["usage"] for event in events[:3]] == [None] * 3
     text = "Input validation error: `temperature` must be strictly positive"
     native = {"error": text, "error_type": "validation"}
-    assert chat("2.1.1", temperature=0) == [native]
-    assert chat("2.4.0", temperature=0) == [native, "[DONE]"]
-    assert chat("3.1.0", temperature=0) == [{"error": {"message": text, "http_status_code": 422}}, "[DONE]"]
-    assert chat("3.1.1", temperature=0, max_tokens=1)[0]["choices"][0]["delta"]["content"] == " one"
+    assert chat("2.0.1", temperature=0) == [native]
+    assert chat("2.1.1", temperature=-1) == [native]
+    assert chat("2.3.1", temperature=-1) == [native, "[DONE]"]
+    assert chat("2.4.0", temperature=-1) == ["[DONE]"]  # it drops the errors of a chat's stream
+    assert chat("2.4.1", temperature=-1) == [{"error": {"message": text, "http_status_code": 422}}, "[DONE]"]
+    assert chat("2.0.2", temperature=0, max_tokens=1)[0]["choices"][0]["delta"]["content"] == " one"
     assert len(chat("3.0.1", max_completion_tokens=1)) == 7
     assert len(chat("3.0.2", max_completion_tokens=1)) == 2
 
@@ -110,6 +112,61 @@ def test_a_tool_call_in_a_stream_has_no_reason() -> None:
         assert plain[0]["choices"][0]["delta"]["content"] == " the"
         cut = post(sim, "/v1/chat/completions", {"messages": CHAT, "tools": TOOLS, "max_tokens": 2})
         assert (cut.status_code, cut.json()["error_type"]) == (422, "tool_error")
+
+
+@pytest.mark.parametrize(
+    ("version", "named", "usage"),
+    [("1.4.5", False, False), ("2.0.4", True, False), ("2.3.1", True, True), ("3.1.1", True, True)],
+)
+def test_up_to_3_1_1_a_call_is_what_the_model_says(version: str, named: bool, usage: bool) -> None:
+    """Token by token in place of a list of calls, the end token too, with its reason, and its usage since 2.3.0."""
+    with TgiSimulator(tool_calls=[("owl", ('{"n"', ": ", "7}"))], version=version) as sim:
+        body = {"messages": CHAT, "tools": TOOLS, "stream": True, "stream_options": {"include_usage": True}}
+        chunks = [event for event in told(sim, "/v1/chat/completions", **body) if event != "[DONE]"]
+        choices = [chunk["choices"][0] for chunk in chunks]
+        calls = [choice["delta"]["tool_calls"] for choice in choices]
+        said = "".join(call["function"]["arguments"] for call in calls)
+        name = '"_name": "owl", ' if named else ""
+        assert said == f'{{"function": {{{name}"n": 7}}}}</s>'
+        assert {(call["id"], call["function"]["name"]) for call in calls} == {("", None)}
+        assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
+        assert choices[-1]["finish_reason"] == ("stop" if usage else "eos_token")
+        assert bool(chunks[-1].get("usage")) is usage
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("2.0.4", '{"function": {"_name": "notify_error", "error": " one \\"two\\""}}</s>'),
+        ("2.3.1", '{"function": {"_name": "notify_error", "error": " one \\"two\\""}}</s>'),
+        ("2.4.0", ' one \\"two\\"'),
+        ("3.1.1", ' one \\"two\\"'),
+        ("3.2.0", ' one "two"'),
+    ],
+)
+def test_a_text_in_place_of_a_call(version: str, said: str) -> None:
+    """A call of ``notify_error`` up to 2.3.1, then a string of the model's JSON without an end, at last a text."""
+    with TgiSimulator([" one", ' "two"'], version=version) as sim:
+        body = {"messages": CHAT, "tools": TOOLS, "stream": True}
+        choices = [event["choices"][0] for event in told(sim, "/v1/chat/completions", **body) if event != "[DONE]"]
+        deltas = [choice["delta"] for choice in choices]
+        calls = [delta["tool_calls"]["function"]["arguments"] if "tool_calls" in delta else "" for delta in deltas]
+        assert "".join(delta.get("content", "") + call for delta, call in zip(deltas, calls, strict=True)) == said
+        assert (choices[-1]["finish_reason"] is None) is (version in ("2.4.0", "3.1.1"))
+        whole = post(sim, "/v1/chat/completions", {"messages": CHAT, "tools": TOOLS}).json()["choices"][0]["message"]
+        assert ("tool_calls" if version == "2.0.4" else "content") in whole
+
+
+def test_a_chat_of_1_4() -> None:
+    """Up to 1.4.3 a choice's index counts tokens, in 1.4.0 its logprobs are a number; the end token's text is shown."""
+    for version, indexes in (("1.4.0", [1, 2]), ("1.4.3", [1, 2]), ("1.4.4", [0, 0]), ("2.0.1", [0, 0])):
+        with TgiSimulator(["a"], version=version) as sim:
+            events = told(sim, "/v1/chat/completions", messages=CHAT, stream=True, logprobs=True)
+            choices = [event["choices"][0] for event in events]
+            assert [choice["index"] for choice in choices] == indexes
+            assert [choice["delta"]["content"] for choice in choices] == ["a", "</s>"]
+            assert isinstance(choices[0]["logprobs"], float) is (version == "1.4.0")
+            assert events[0]["object"] == "text_completion"
 
 
 def test_tools_that_are_insisted_on_or_unknown() -> None:

@@ -52,7 +52,7 @@ BUSY = Bad(CapacityExceeded, retriable=True, words="Model is overloaded")
 # Streams that fail: the status was 200 before TGI looked at the request.
 BROKEN_STREAMS: dict[str, Bad] = {
     "chat-stream-generation-error": Bad(PoolUnavailable, 422, pieces="**|Deep", words="CUDA out of memory"),
-    "chat-stream-overloaded-2.4.0": BUSY,
+    "chat-stream-overloaded-2.3.1": BUSY,
     "stream-closed-by-client": Bad(StreamTruncated, pieces=" for| /|api"),
     "stream-cut-by-server": Bad(StreamTruncated, pieces=" for| /|api|/"),
     "stream-incomplete-midway": Bad(StreamTruncated, pieces=" for| /|api", words="Incomplete generation stream"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,11 +13,12 @@ from .openai_schema import instance
 from .openai_schema import pieces as json_pieces
 from .openai_script import ToolCall
 from .tgi_events import Run, top_tokens
-from .tgi_facts import Facts
+from .tgi_facts import Facts, Version
 from .tgi_request import Order, Refusal
-from .tgi_script import Step
+from .tgi_script import Spoken, Step, token_of
 
 _REASONS = {"eos_token": "stop"}
+APOLOGY = "notify_error"
 
 
 class _OpenAI:
@@ -55,31 +57,64 @@ class _OpenAI:
 
 
 class Chat(_OpenAI):
-    """/v1/chat/completions. With `calls` the text is a tool call in JSON, and is told piece by piece as one."""
+    """/v1/chat/completions. With `calls` the text is a tool call in JSON, and is told piece by piece as one.
+
+    Up to 3.1.1 the pieces are the tokens as they are, from 2.4.0 on held back until they name a function. From 2.4.0 to
+    3.1.1 a text in place of a call stood in JSON, too: its stream ends where its string does, without a reason.
+    """
 
     def __init__(self, order: Order, runs: Sequence[Run], facts: Facts, *, calls: bool = False) -> None:
         super().__init__(order, runs, facts)
+        version = facts.version
+        self._raw = calls and not version.since(3, 2)
+        self._held: list[Step] | None = [] if version.since(2, 4) else None
+        self._abrupt = not calls and may_call(order.body) and version.since(2, 4) and not version.since(3, 2)
         self._state = "buffering" if calls else "content"
         self._said = ""
         self._call_id = _next_call_id(order)
 
     def events(self, number: int, step: Step) -> Iterator[bytes]:
-        """The chunk of a token, if it has one, and the usage behind the last."""
-        delta = self._delta(step)
-        if delta is not None:
-            yield self._chunk([self._choice(step, delta)])
-        if step.finish and self.order.wants_usage and self.facts.version.since(2, 3):
+        """The chunk of a token, if it has one, and the usage behind the last (up to 3.1.1 in it)."""
+        counts = step.finish and self.order.wants_usage and self.facts.version.since(2, 3)
+        inside = not self.facts.version.since(3, 2)
+        if self._abrupt:
+            if step.finish == "eos_token":
+                return
+            step = step._replace(text=escaped(step.text))
+        for each in self._held_back(step) if self._raw else [step]:
+            delta = self._call_delta(None, each.text) if self._raw else self._delta(each)
+            if delta is not None:
+                usage = self.usage(self.runs) if counts and inside and each is step else None
+                yield self._chunk([self._choice(each, delta)], usage)
+        if counts and not inside:
             yield self._chunk([], self.usage(self.runs))
 
+    def _held_back(self, step: Step) -> list[Step]:
+        """The tokens of a call that may be told now."""
+        if self._held is None:
+            return [step]
+        self._held.append(step)
+        if (
+            re.search(r'\{"function":\{"_name":"[^"]+"', "".join(each.text for each in self._held).replace(" ", ""))
+            is None
+        ):
+            return []
+        held, self._held = self._held, None
+        return held
+
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
-        told = {**self.head("chat.completion.chunk"), **self.names(), "choices": choices}
+        kind = "chat.completion.chunk" if self.facts.version.since(2, 1) else "text_completion"
+        told = {**self.head(kind), **self.names(), "choices": choices}
         if self.facts.version.since(2, 3):
             told["usage"] = usage
         return self.facts.version.event(told)
 
     def _choice(self, step: Step, delta: dict[str, Any]) -> dict[str, Any]:
-        logprobs = {"content": [self._logprob(step)]} if self.order.body.get("logprobs") else None
-        return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": self.reason(step.finish)}
+        logprobs: Any = {"content": [self._logprob(step)]} if self.order.body.get("logprobs") else None
+        if logprobs and not self.facts.version.since(1, 4, 1):
+            logprobs = step.token.logprob
+        index = 0 if self.facts.version.since(1, 4, 4) else self.runs[0].script.generated
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": self.reason(step.finish)}
 
     def _logprob(self, step: Step) -> dict[str, Any]:
         wanted = self.order.body.get("top_logprobs") or 0
@@ -88,7 +123,8 @@ class Chat(_OpenAI):
 
     def _delta(self, step: Step) -> dict[str, Any] | None:
         if self._state == "content":
-            return {"role": "assistant", "content": "" if step.token.special else step.text}
+            hidden = step.token.special and self.facts.version.since(2, 0, 2)
+            return {"role": "assistant", "content": "" if hidden else step.text}
         self._said += step.text
         if self._state == "buffering":
             name = _call(self._said.rstrip(" \t\r\n,}") + "}}")
@@ -104,6 +140,9 @@ class Chat(_OpenAI):
 
     def _call_delta(self, name: str | None, arguments: str) -> dict[str, Any]:
         function = {"name": name, "arguments": arguments}
+        if not self.facts.version.since(3, 2):
+            call = {"index": 0, "id": "", "type": "function", "function": function}
+            return {"role": "assistant", "tool_calls": call}
         call = {"index": 0, "id": self._call_id, "type": "function", "function": function}
         return {"role": "assistant", "tool_calls": [call]}
 
@@ -114,11 +153,16 @@ class Chat(_OpenAI):
         if self._state == "content":
             message["content"] = run.script.text
         else:
-            message["tool_calls"] = [_tool_call(run.script.text)]
+            call = _tool_call(run.script.text)
+            if call["function"]["name"] == APOLOGY and self.facts.version.since(2, 3):
+                message["content"] = json.loads(call["function"]["arguments"])["error"]
+            else:
+                message["tool_calls"] = [call]
         logprobs = {"content": [self._logprob(step) for step in said[0]]} if self.order.body.get("logprobs") else None
         choice = {"index": 0, "message": message, "logprobs": logprobs}
         choice["finish_reason"] = self.reason(run.script.finish)
-        told = {**self.head("chat.completion"), **self.names(), "choices": [choice]}
+        kind = "chat.completion" if self.facts.version.since(2, 1) else "text_completion"
+        told = {**self.head(kind), **self.names(), "choices": [choice]}
         return {**told, "usage": self.usage(self.runs)}
 
 
@@ -147,6 +191,11 @@ class Completions(_OpenAI):
         return {**told, "usage": self.usage(self.runs)}
 
 
+def may_call(body: dict[str, Any]) -> bool:
+    """True for a chat with tools that the model may call or not."""
+    return bool(body.get("tools")) and (body.get("tool_choice") or "auto") == "auto"
+
+
 def called(body: dict[str, Any], scripted: Sequence[ToolCall]) -> ToolCall | None:
     """The tool call that answers a chat; None for a text. One that a request insists on is made up if need be."""
     tools = {tool["function"]["name"]: tool["function"] for tool in body.get("tools") or ()}
@@ -163,14 +212,32 @@ def called(body: dict[str, Any], scripted: Sequence[ToolCall]) -> ToolCall | Non
     return next((call for call in calls if call[0] == name), (name, json_pieces(instance(parameters))))
 
 
-def call_pieces(name: str, pieces: Sequence[str]) -> tuple[str, ...]:
-    """What a model says to call a tool: the name among the arguments, all in one JSON object."""
+def call_pieces(name: str, pieces: Sequence[str], *, named: bool = True) -> tuple[str, ...]:
+    """What a model says to call a tool: the name among the arguments, all in one JSON object. Up to 2.0.0 no name."""
     arguments = "".join(pieces).strip()
     inner = [*pieces]
     inner[0] = inner[0].lstrip().removeprefix("{")
     inner[-1] = inner[-1] + "}"
     comma = "" if json.loads(arguments) == {} else ", "
-    return (f'{{"function": {{"_name": {json.dumps(name)}{comma}', *inner)
+    name_too = f'"_name": {json.dumps(name)}{comma}' if named else ""
+    return (f'{{"function": {{{name_too}', *inner)
+
+
+def apologises(body: dict[str, Any], version: Version) -> bool:
+    """True if a model that calls no tool says so by a call of another: from 2.0.1 to 2.3.1."""
+    return may_call(body) and version.since(2, 0, 1) and not version.since(2, 4)
+
+
+def apology_pieces(tokens: Sequence[Spoken]) -> tuple[Spoken, ...]:
+    """Its text as the reason of that call."""
+    said = [token_of(spoken) for spoken in tokens]
+    inner = [each.text if isinstance(each.text, bytes) else escaped(each.text) for each in said]
+    return (f'{{"function": {{"_name": "{APOLOGY}", "error": "', *inner, '"}}')
+
+
+def escaped(text: str) -> str:
+    """A text as it stands in a string of JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _call(text: str) -> dict[str, Any] | None:

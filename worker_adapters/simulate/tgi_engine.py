@@ -18,7 +18,7 @@ from .openai_schema import pieces as json_pieces
 from .openai_script import ToolCall
 from .peer import Gone
 from .recital import SENTENCE
-from .tgi_chat import Chat, Completions, call_pieces, called
+from .tgi_chat import Chat, Completions, apologises, apology_pieces, call_pieces, called
 from .tgi_events import Native, Run
 from .tgi_facts import ERRORS, GATEWAY, KINDS, TOLD, Facts, Version, error
 from .tgi_metrics import Metrics
@@ -149,7 +149,9 @@ class TgiEngine(EngineSimulator):
         cycle, grammar = self.endless, job.parameters.get("grammar")
         call = called(order.body, self.tool_calls) if order.route == "chat" else None
         if call is not None:
-            tokens, cycle = call_pieces(*call), False
+            tokens, cycle = call_pieces(*call, named=self.version.since(2, 0, 1)), False
+        elif order.route == "chat" and tokens is not None and apologises(order.body, self.version):
+            tokens, cycle = apology_pieces(tokens), False
         elif grammar is not None and self.grammars:
             if grammar["type"] == "regex":
                 raise _broken("this model follows no regular expression")
@@ -219,7 +221,8 @@ class TgiEngine(EngineSimulator):
             return Native(runs, self.facts)
         if order.route == "completions":
             return Completions(order, runs, self.facts)
-        return Chat(order, runs, self.facts, calls=called(order.body, self.tool_calls) is not None)
+        calls = called(order.body, self.tool_calls) is not None or apologises(order.body, self.version)
+        return Chat(order, runs, self.facts, calls=calls)
 
     # -- figures -------------------------------------------------------------------------------------------------
 

@@ -248,7 +248,7 @@ def render(messages: Sequence[dict[str, Any]]) -> str:
 
 def _parameters(body: dict[str, Any], version: Version) -> dict[str, Any]:
     temperature = body.get("temperature")
-    greedy = temperature == 0 and version.since(3, 1, 1)
+    greedy = temperature == 0 and version.since(2, 0, 2)
     limit = body.get("max_tokens")
     return {
         "temperature": None if greedy else temperature,

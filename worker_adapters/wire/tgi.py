@@ -296,7 +296,7 @@ def generate_body(task: TaskRequest) -> dict[str, Any]:
 
 
 def chat_body(task: TaskRequest) -> dict[str, Any]:
-    """``/v1/chat/completions`` for a task with messages; temperature 0 is greedy there since 3.1.1."""
+    """``/v1/chat/completions`` for a task with messages; temperature 0 is greedy there since 2.0.2."""
     changed = {
         "model": task.model or BASE_MODEL,
         "top_p": _top_p(task),
