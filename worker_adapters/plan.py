@@ -11,8 +11,8 @@ import msgspec
 from worker_adapters.cancel import Job
 from worker_adapters.clocks import Runtime
 from worker_adapters.contract import Attempt, Step, Wait
-from worker_adapters.errors import WorkerError
-from worker_adapters.frames import EndFrame, StartedFrame
+from worker_adapters.errors import WorkerError, WorkerTimeout
+from worker_adapters.frames import AnyFrame, EndFrame, StartedFrame
 from worker_adapters.retry import Retries, RetryBudget
 
 log = logging.getLogger("worker_adapters.plan")
@@ -24,7 +24,7 @@ class Watch:
     __slots__ = ()
 
     def tried(self, error: WorkerError) -> None:
-        """A try failed, or a clock fired; what it still holds is freed next, and then there may be another."""
+        """A try failed, or a clock ended it; there may be another."""
 
     def started(self, started: StartedFrame) -> None:
         """The engine accepted it."""
@@ -65,6 +65,25 @@ class Plan(msgspec.Struct, frozen=True):
     watch: Watch = NOBODY
 
 
+def opened(attempt: Attempt) -> Generator[Wait, None, list[AnyFrame] | None]:
+    """An attempt up to its first batch, or to its end without one.
+
+    A clock that fires goes on to the attempt: it may know more of what went wrong than that time passed.
+    """
+    try:
+        step = next(attempt)
+        while not isinstance(step, list):
+            try:
+                yield step
+            except WorkerTimeout as clock:
+                step = attempt.throw(clock)
+            else:
+                step = next(attempt)
+    except StopIteration:
+        return None
+    return step
+
+
 def tries(plan: Plan, deadline: float | None) -> Generator[Step, None, None]:
     """Attempts until one is accepted, with waits between them. Never a second one once a frame has come."""
     retries: Retries | None = None
@@ -72,14 +91,12 @@ def tries(plan: Plan, deadline: float | None) -> Generator[Step, None, None]:
         accepted = False
         attempt = plan.attempt()
         try:
-            for step in attempt:
-                if type(step) is list:
-                    accepted = True
-                    plan.budget.success()
-                    yield step
-                    yield from attempt
-                    return
-                yield step
+            first = yield from opened(attempt)
+            if first is not None:
+                accepted = True
+                plan.budget.success()
+                yield first
+                yield from attempt
             return
         except WorkerError as error:
             plan.watch.tried(error)

@@ -120,13 +120,13 @@ class HttpAdapter(HttpStreaming):
         if reply.status == 200:
             return HealthStatus("healthy", live=True, ready=True)
         fault = fault_in(reply.body) or EngineFault()
-        words = self._endpoint.clean(fault.message) or f"HTTP {reply.status} with {reply.head.media_type or 'no body'}"
+        words = fault.message or f"HTTP {reply.status} with {reply.head.told_type or 'no body'}"
         gone = reply.status in (502, 504)
         return HealthStatus(
             "unhealthy" if gone else "degraded",
             live=not gone,
             ready=False,
-            message=f"{self._endpoint.shown}{self.health_path}: {words}",
+            message=f"{self._endpoint.shown}{self.health_path}: {self._endpoint.clean(words)}",
         )
 
     # --- the contract

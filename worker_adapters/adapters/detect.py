@@ -295,7 +295,7 @@ def _said(reply: Reply) -> str:
     if reply is NOTHING:
         return "no answer"
     where = reply.head.get("location") if 300 <= reply.status < 400 else ""
-    return f"{reply.status} " + (f"to {where}" if where else reply.head.media_type or "of no type")
+    return f"{reply.status} " + (f"to {where}" if where else reply.head.told_type or "of no type")
 
 
 def detect(

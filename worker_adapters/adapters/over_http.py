@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator
 from typing import Any, ClassVar
@@ -31,6 +32,8 @@ ERROR_BODY_WAIT = 2.0
 STOP = 0.2
 STOP_AGAIN = 60.0
 JSON = [("Content-Type", "application/json")]
+#: Of a text that is cut off: half a key no longer looks like one.
+LAST_WORD = re.compile(rb"\S+\Z")
 
 
 class HttpStreaming(StreamingAdapter):
@@ -129,10 +132,14 @@ class HttpStreaming(StreamingAdapter):
         if self._is_whole(head):
             return (yield from whole_body(exchange, MAX_BODY))
         until = self._network.monotonic() + ERROR_BODY_WAIT
+        pieces: list[bytes] = []
         try:
-            return (yield from bounded(whole_body(exchange, ERROR_BODY), until, self._network)) or b""
+            yield from bounded(whole_body(exchange, ERROR_BODY, pieces), until, self._network)
         except WorkerError:
-            return b""
+            pass  # also a clock: what is known by now is worth more than that it fired
+        said = b"".join(pieces)
+        cut = head.media_type == "text/plain" and (exchange.broken or not exchange.ended)
+        return LAST_WORD.sub(b"", said) if cut else said
 
     def _is_whole(self, head: Head) -> bool:
         return self.one_piece and head.status == 200 and head.plain and head.media_type in ("application/json", "")

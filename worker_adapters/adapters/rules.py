@@ -22,11 +22,9 @@ from worker_adapters.transport.endpoint import Endpoint
 from worker_adapters.transport.faults import request_id, retry_after_ms
 from worker_adapters.wire.delta import EngineFault
 from worker_adapters.wire.http1 import Head
-from worker_adapters.wire.openai_faults import fault_in
+from worker_adapters.wire.openai_faults import WORDS, fault_in
 from worker_adapters.wire.sse import EventSplitter
 
-#: Of a refusal that is no JSON so many characters are shown.
-TEXT_SHOWN = 500
 #: Of a server's name of a request so many.
 REQUEST_ID = 200
 #: The field of a refusal that came as an event of a stream and says none: by then the engine had the job.
@@ -112,11 +110,12 @@ class ErrorTable:
         :param now: seconds since 1970.
         """
         if head.status == 200 and fault is None:
-            what = (head.media_type or "nothing we know") if head.plain else "a compressed body, which nobody asked for"
+            what = self._type(head, prompts) or "nothing we know"
+            what = what if head.plain else "a compressed body, which nobody asked for"
             message = f"{self._place} answered 200 with {what} where an event stream belongs"
             return UnknownError(message=message, engine=self._engine, status=200, phase="first_token")
         status = fault.status if head.status == 200 and fault is not None else head.status
-        words = fault.message if fault else hint(head)
+        words = fault.message if fault else hint(head.status, self._type(head, prompts))
         message = f"{self._place} answered {head.status} to {path}" + (f": {words}" if words else "")
         error = error_for(self._rules, "refusal", status, fault or EngineFault(), message)
         error.engine = self._engine
@@ -129,13 +128,17 @@ class ErrorTable:
             error.retriable = False
         return error
 
+    def _type(self, head: Head, prompts: list[str]) -> str:
+        """The answer's Content-Type, as a message may show it."""
+        return self._endpoint.clean(head.told_type, prompts)
+
     def request_id(self, head: Head, texts: Callable[[], list[str]]) -> str | None:
         """The server's own name of the request; nothing keeps a server from echoing a key there, or anything else.
 
         :param texts: what the user wrote.
         """
         named = request_id(head)
-        return named and self._endpoint.clean(named[:REQUEST_ID], texts())
+        return named and self._endpoint.clean(named, texts())[:REQUEST_ID]  # masked first: half a key is not seen
 
     def fault(self, fault: EngineFault, prompts: list[str], *, began: bool) -> WorkerError:
         """The error of an error event.
@@ -158,7 +161,7 @@ def fault_of_body(head: Head, body: bytes) -> EngineFault | None:
         fault = next((found for event in events if (found := fault_in(event.data)) is not None), None)
         return None if fault is None else msgspec.structs.replace(fault, field=fault.field or EVENT)
     if fault is None and head.status >= 400 and head.media_type == "text/plain":
-        text = body.decode("utf-8", "replace").strip()[:TEXT_SHOWN]
+        text = body.decode("utf-8", "replace").strip()[:WORDS]
         return EngineFault(text) if text else None
     return fault
 
@@ -192,8 +195,8 @@ def _by_class(status: int | None) -> type[WorkerError]:
     return InvalidRequest if status >= 400 else UnknownError  # a redirect is not followed: the URL is wrong
 
 
-def hint(head: Head) -> str:
+def hint(status: int, media_type: str) -> str:
     """What an answer without the engine's own words suggests."""
-    if 300 <= head.status < 400:
+    if 300 <= status < 400:
         return "a redirect, which is not followed: is the URL right?"
-    return f"with {head.media_type}: from a proxy, or another server?" if head.media_type else ""
+    return f"with {media_type}: from a proxy, or another server?" if media_type else ""

@@ -12,7 +12,7 @@ from worker_adapters.frames import EndFrame, StartedFrame
 from worker_adapters.host.observe import JobInfo, Narrator
 from worker_adapters.host.pool import Pool
 from worker_adapters.host.ticket import Ticket
-from worker_adapters.plan import Watch
+from worker_adapters.plan import Watch, opened
 from worker_adapters.retry import Retries, RetryPolicy
 from worker_adapters.timeouts import Timeouts
 
@@ -77,9 +77,7 @@ class Watched(Watch):
         self._ticket = ticket
 
     def tried(self, error: WorkerError) -> None:
-        """A try failed. A clock does not come by way of the attempt, which is only closed."""
-        if isinstance(error, WorkerTimeout):
-            self._ticket.clock = error.clock
+        """A try failed."""
         error.engine = error.engine or self._info.engine
 
     def started(self, started: StartedFrame) -> None:
@@ -115,16 +113,16 @@ def attempt(pool: Pool, ticket: Ticket, info: JobInfo, limits: Limits) -> Attemp
     try:
         limits.placed(adapter.timeouts_of(task))
         steps = adapter.attempt(task, ticket.job)
-        for step in steps:
-            if type(step) is list:
-                accepted = True
-                pool.accepted(replica)
-                yield step
-                yield from steps
-                return
-            yield step
+        first = yield from opened(steps)
+        if first is not None:
+            accepted = True
+            pool.accepted(replica)
+            yield first
+            yield from steps
     except WorkerError as error:
         error.engine = error.engine or adapter.engine
+        if isinstance(error, WorkerTimeout) and error.clock != "engine":
+            ticket.clock = error.clock  # ours: the engine is left with the job, and takes its time to see that
         error_there = error
         raise
     except Exception as error:

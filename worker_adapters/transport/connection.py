@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from worker_adapters.cancel import Job
 from worker_adapters.contract import Wait
-from worker_adapters.errors import AuthenticationFailed, EngineUnavailable
+from worker_adapters.errors import AuthenticationFailed, EngineUnavailable, WorkerError
 from worker_adapters.transport.endpoint import Endpoint
 from worker_adapters.transport.faults import connect_fault
 from worker_adapters.transport.network import Address, Network
@@ -182,7 +182,7 @@ def connect(
         try:
             return (yield from _connect_one(endpoint, network, job, address, until))
         except OSError as error:
-            if isinstance(error, EngineUnavailable):
+            if isinstance(error, WorkerError):  # a cancel's, or a clock that fired
                 raise
             if not addresses or job.cancelled:
                 raise connect_fault(error, endpoint) from error

@@ -194,13 +194,14 @@ def fetch(
         exchange.close(reuse=done)
 
 
-def whole_body(exchange: Exchange, limit: int) -> Steps[bytes]:
+def whole_body(exchange: Exchange, limit: int, pieces: list[bytes] | None = None) -> Steps[bytes]:
     """The rest of the body.
 
+    :param pieces: gets it piece by piece, for who can use a part of it.
     :raises EngineUnavailable: it was cut off.
     :raises UnknownError: it is longer than ``limit`` bytes.
     """
-    pieces: list[bytes] = []
+    pieces = [] if pieces is None else pieces
     size = 0
     while True:
         body = exchange.receive()

@@ -48,12 +48,17 @@ class Head(msgspec.Struct, frozen=True):
 
     @property
     def media_type(self) -> str:
-        """Content-Type without its parameters, lower case; a lone trailing semicolon is accepted.
+        """Content-Type without its parameters, lower case; a lone trailing semicolon is accepted."""
+        return self.told_type.lower()
+
+    @property
+    def told_type(self) -> str:
+        """The same as it was written; a message may show it once it is masked.
 
         Of several the last counts: Triton up to 2.41 says application/json first, whatever comes.
         """
         said = [value for key, value in self.headers if key == "content-type"]
-        return said[-1].split(";", 1)[0].strip().lower() if said else ""
+        return said[-1].split(";", 1)[0].strip() if said else ""
 
 
 def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
