@@ -1,5 +1,6 @@
 """Answers that do not end, have the wrong form, or quote what must not be shown: what is known of them is told."""
 
+import itertools
 import json
 
 import pytest
@@ -7,11 +8,16 @@ import pytest
 from worker_adapters import (
     EngineUnavailable,
     InvalidRequest,
+    LlamaCppHttpAdapter,
     OpenAIHttpAdapter,
+    StreamTruncated,
     UnknownError,
     WorkerError,
+    WorkerTimeout,
 )
-from worker_adapters.simulate import SimServer
+from worker_adapters.cancel import Job
+from worker_adapters.contract import Wait
+from worker_adapters.simulate import LlamaCppSimulator, SimServer
 
 CHAT = [{"role": "user", "content": "PROMPT-CANARY"}]
 ONCE = {"attempts": 1}
@@ -103,3 +109,94 @@ def test_a_content_type_that_quotes_is_masked(status):
         assert "canary" not in error.message.lower()
     with SimServer(answering(500, b"", KEY)) as server, OpenAIHttpAdapter(server.url, api_key=KEY) as adapter:
         assert "canary" not in json.dumps(adapter.health().to_dict()).lower()
+
+
+# --- an error that has not the form of a stream
+
+
+@pytest.mark.parametrize("before", [b"", b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"error": {"message": "no such LoRA", "code": 400}}',
+        b'{\n  "error": {\n    "message": "no such LoRA",\n    "code": "400"\n  }\n}\n',
+        b'data: {"message": "no such LoRA", "code": 400}\n\n',
+        b'data: {"detail": [{"loc": ["body", "lora"], "msg": "no such LoRA"}], "code": 400}\n\ndata: [DONE]\n\n',
+    ],
+)
+def test_a_stream_that_turns_into_an_error_tells_its_words(before, said):
+    """A 200 that announces events and then holds a bare JSON error, or one of a gateway's, is that error."""
+    error = refused(answering(200, before + said, "text/event-stream"))
+    assert not isinstance(error, StreamTruncated)
+    assert "no such LoRA" in error.message
+    assert error.tokens_seen == bool(before)
+    assert not error.retriable
+
+
+def test_odd_events_before_a_good_end_are_no_error():
+    """What looks like an error is one only where the engine never gives its reason for ending."""
+    odd = b'data: {"message": "your place in the queue: 3"}\n\n{"detail": "hello"}\n\n'
+    good = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    with (
+        SimServer(answering(200, odd + good, "text/event-stream")) as server,
+        OpenAIHttpAdapter(server.url, model="m") as adapter,
+    ):
+        assert adapter.submit(CHAT).result().text == "a"
+
+
+# --- clocks beside what is not the answer itself
+
+
+def test_an_answer_whose_counts_are_late_is_whole():
+    """Once the engine has given its reason for ending, ``total`` ends the wait for its counts, and the job is good."""
+    said = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}\n\n'
+    with (
+        SimServer(answering(200, said, "text/event-stream", more=b"data: ...")) as server,
+        OpenAIHttpAdapter(server.url, model="m", timeouts={"total": 0.5}) as adapter,
+    ):
+        answer = adapter.submit(CHAT).result()
+    assert (answer.text, answer.finish_reason) == ("a", "stop")
+
+
+def test_the_version_is_asked_for_on_the_clock_of_the_first_token():
+    """No other phase comes between the answer's head and its first token: the first job waits as long as any."""
+    with LlamaCppSimulator() as server, LlamaCppHttpAdapter(server.url) as adapter:
+        phases = []
+        for step in adapter.attempt(adapter.check("x"), Job("j")):
+            if isinstance(step, list):
+                break
+            phases.append(step.phase)
+            assert step.block(10)
+    assert [phase for phase, _ in itertools.groupby(phases)] == ["connect", "first_token"]
+    assert any(request.method == "GET" for request in server.requests)
+
+
+@pytest.mark.parametrize("clock", ["first_token", "total"])
+def test_a_clock_that_fires_while_the_version_is_asked_for(clock):
+    """``first_token`` gives the question up, and the answer that lies there counts; ``total`` ends the job."""
+    said = (
+        b'data: {"index":0,"content":"a","stop":true,"stop_type":"eos","tokens_predicted":1,"tokens_evaluated":1}\n\n'
+    )
+    answer = answering(200, said, "text/event-stream")
+
+    def handle(exchange):
+        if exchange.request.method == "GET":
+            exchange.wait_gone(30)
+        else:
+            answer(exchange)
+
+    with SimServer(handle) as server, LlamaCppHttpAdapter(server.url) as adapter:
+        steps = adapter.attempt(adapter.check("x"), Job("j"))
+        step = next(steps)
+        while not any(request.method == "GET" for request in server.requests):
+            assert isinstance(step, Wait)
+            step.block(0.05)
+            step = next(steps)
+        fired = WorkerTimeout(clock=clock, message="late")
+        if clock == "total":
+            with pytest.raises(WorkerTimeout):
+                steps.throw(fired)
+        else:
+            started, token = steps.throw(fired)
+            assert (started.engine_version, token.text) == ("unknown", "a")
+        steps.close()

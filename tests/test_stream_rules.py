@@ -69,12 +69,12 @@ class Scripted(Runtime):
 
 
 def scripted(*steps, **timeouts):
-    """A stream over steps of (phase, seconds) or frames."""
+    """A stream over steps of (phase, seconds), frames, or lists of frames that come at once."""
     runtime = Scripted()
 
     def attempt():
         for step in steps:
-            yield from runtime.waits(*step) if isinstance(step, tuple) else [[step]]
+            yield from runtime.waits(*step) if isinstance(step, tuple) else [step if isinstance(step, list) else [step]]
 
     policy = RetryPolicy(attempts=1)
     budget = RetryBudget(policy)
@@ -129,6 +129,14 @@ def test_the_time_of_the_consumer_is_not_the_engine_s():
             assert caught.value.clock == "total"
         else:
             assert stream.result().text == "ab"
+
+
+def test_an_end_that_is_fetched_late_is_no_timeout():
+    """Where nothing but the end is left to be given, the answer is whole: ``total`` fires no more."""
+    stream, runtime = scripted([STARTED, TokenFrame("a", 0), EndFrame("stop")], total=5.0)
+    assert [next(stream).type, next(stream).type] == ["started", "token"]
+    runtime.at += 100.0
+    assert next(stream).type == "end"
 
 
 def test_waiting_before_an_empty_delta_counts():

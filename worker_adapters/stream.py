@@ -267,13 +267,13 @@ class TokenStream:
     def _next(self, tick: float | None) -> AnyFrame | None:
         """The next frame; None if none came within ``tick`` seconds."""
         while self._live():
+            if self._end is not None and not self._ready:
+                return self._deliver_end(self._end)  # also if it is late: the answer is whole
             if self._deadline is not None and self._now() > self._deadline:
                 self._fail(self._driver.timeout("total"))
                 continue  # a cancel came first
             if self._ready:
                 return self._ready.popleft()
-            if self._end is not None:
-                return self._deliver_end(self._end)
             if self._fill(tick):
                 if self._ready and self._deadline is None and not self._plan.job.cancelled:
                     return self._ready.popleft()

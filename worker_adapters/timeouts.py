@@ -24,7 +24,8 @@ class Timeouts:
         but cannot be interrupted: the clock fires when it returns.
     :param first_token: from the first byte sent to the first frame with content; queueing and prefill are in it.
     :param between_tokens: between frames with content. SSE keep-alive comments do not feed it.
-    :param total: wall time from ``start()``, over all attempts; fires at the next wait or ``next()``.
+    :param total: wall time from ``start()``, over all attempts; fires at the next wait or ``next()``, but not once only
+        the end is left to be given.
     :raises InvalidRequest: naming the clock: no positive, finite number.
     """
 

@@ -15,12 +15,12 @@ class Framer:
 
     :ivar began: has the engine said anything but an error? Then it accepted the job.
     :ivar finish: its reason for ending, once it gave one; ``over``: nothing more is to be read.
-    :ivar fault, garbled: why no more frames can come.
+    :ivar fault, garbled: why no more frames can come. ``unread``: the last event that said nothing of the job.
     """
 
     __slots__ = (
         "_calls", "_decode", "_reasoning", "_tokens", "_usage", "began", "decoder", "facts", "fault",
-        "fields_as_events", "finish", "garbled", "over",
+        "fields_as_events", "finish", "garbled", "over", "unread",
     )  # fmt: skip
 
     def __init__(self, decoder: Decoder, facts: dict[str, Any]) -> None:
@@ -36,6 +36,7 @@ class Framer:
         self.finish: Finish | None = None
         self.fault: EngineFault | None = None
         self.garbled = ""
+        self.unread: Any = b""
         self.over = False
 
     @property
@@ -52,6 +53,7 @@ class Framer:
             for event in events:
                 delta = decode(event)
                 if delta is None:
+                    self.unread = event.data
                     continue
                 if delta.text:
                     frames.append(TokenFrame(delta.text, index, delta.logprob, delta.token_id))

@@ -23,6 +23,7 @@ from worker_adapters.transport.control import Reply
 from worker_adapters.transport.endpoint import Endpoint
 from worker_adapters.transport.network import Address, Network
 from worker_adapters.wire.delta import Decoder, EngineFault, WireRequest
+from worker_adapters.wire.openai_faults import fault_in
 from worker_adapters.wire.sse import Event, EventSplitter, EventTooLong
 
 #: After the engine's reason for ending, usage and the terminal marker are waited for so long (seconds).
@@ -163,26 +164,28 @@ class StreamingAdapter(JobAdapter):
         return True
 
     def _identified(self, job: Job, near: Address | None) -> Generator[Wait, None, None]:
-        """The started frame's version and model: from the cache, or by bounded GETs that cancel and ``total`` reach.
+        """The started frame's version and model: from the cache, or by bounded GETs that cancel and clocks reach.
 
-        Asked only now that the engine has answered: before, a dead engine would be waited for twice. No other clock
-        runs meanwhile: the job's own answer may lie there already.
+        Asked only now that the engine has answered: before, a dead engine would be waited for twice. It is time of the
+        first token's, but if that runs out meanwhile, the job's own answer may lie there: who reads that, decides.
         """
         now = self._network.monotonic()
         if not self._identity.due(now):
             return
-        answers: list[Any] = []
-        for path, _shape in self._identity.questions:
+        answers: list[Any] = [None] * len(self._identity.questions)
+        for number, (path, _shape) in enumerate(self._identity.questions):
             steps = self._question(WireRequest(path, method="GET"), job, near)
-            reply: Reply | None = None
             try:
-                reply = yield from bounded(steps, now + IDENTIFY, self._network, phase="")
-            except WorkerTimeout:
-                raise  # the job's own clock
+                reply = yield from bounded(steps, now + IDENTIFY, self._network, phase="first_token")
+            except WorkerTimeout as error:
+                if error.clock == "total":
+                    raise
+                break
             except WorkerError:
                 if job.cancelled:
                     raise  # says nothing of the engine
-            answers.append(reply.json() if reply is not None and reply.status == 200 else None)
+                continue
+            answers[number] = reply.json() if reply is not None and reply.status == 200 else None
         self._identity.heard(answers, self._network.monotonic())
 
     def _started(self, framer: Framer, task: TaskRequest, job: Job) -> StartedFrame:
@@ -212,8 +215,13 @@ class StreamingAdapter(JobAdapter):
             if framer.finish is not None and self._tail_is_over(wait):
                 return  # the reason is known; only usage or the marker is missing
             if source.drained or not frames:
-                yield wait  # also after bytes that held no frame: else a flood of comments would stop every clock
-        self._concluded(source.broken, framer, task)
+                try:
+                    yield wait  # also after bytes that held no frame: else a flood of comments would stop every clock
+                except WorkerTimeout:
+                    if framer.finish is None:
+                        raise
+                    return  # only ``total`` runs by now, and the answer is whole
+        self._concluded(source.broken, framer, task, splitter.outside)
 
     def _events(self, splitter: EventSplitter, body: list[bytes]) -> list[Event]:
         """What ``source`` gave, as events."""
@@ -229,13 +237,17 @@ class StreamingAdapter(JobAdapter):
             wait.phase, wait.until = "", now + TAIL
         return now >= wait.until
 
-    def _concluded(self, broken: str, framer: Framer, task: TaskRequest) -> None:
+    def _concluded(self, broken: str, framer: Framer, task: TaskRequest, outside: bytes = b"") -> None:
         """Nothing more will come: was it the engine's own end?
 
         :param broken: why the body is not whole, or "".
+        :param outside: what stood in no event.
         """
-        if framer.fault is not None:
-            raise self._errors.fault(framer.fault, task.texts(), began=framer.began)
+        fault = framer.fault
+        if fault is None and framer.finish is None:  # a server that fails may forget that it streams, or its own form
+            fault = fault_in(outside) or fault_in(framer.unread)
+        if fault is not None:
+            raise self._errors.fault(fault, task.texts(), began=framer.began)
         if framer.finish is not None:
             return  # bytes that are missing after the reason are no truncation
         if framer.garbled:

@@ -11,6 +11,8 @@ import msgspec
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_EVENT = 16 * 1024 * 1024
+#: Of what stands in no event.
+MAX_OUTSIDE = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
 #: As a number: ``bytes in bytes`` first makes an error of it that it is none, which costs a paced token more than the
 #: search (CPython 3.10 to 3.13).
@@ -49,6 +51,8 @@ class EventSplitter:
         "_line",
         "_line_size",
         "_name",
+        "_outside",
+        "_outside_size",
         "_size",
         "_start",
         "_stray",
@@ -63,6 +67,8 @@ class EventSplitter:
         self._line_size = 0
         self._data: list[bytes] = []  # data lines of the unfinished event
         self._stray: list[Event] = []  # what fields_as_events found in it
+        self._outside: list[bytes] = []  # lines of no known field
+        self._outside_size = 0
         self._size = 0
         self._name = b""
         self._id = ""
@@ -77,6 +83,12 @@ class EventSplitter:
     def cut_off(self) -> bool:
         """Is part of an event pending, which the stream's end would lose?"""
         return bool(self._line or self._data)
+
+    @property
+    def outside(self) -> bytes:
+        """What stood in no event, 64 KiB at most, and the unfinished line: a server that forgets that it streams may
+        write its error there."""
+        return b"\n".join([*self._outside, b"".join(self._line)])
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that ``data`` completes.
@@ -175,8 +187,16 @@ class EventSplitter:
         elif field == b"retry":
             if value.isdigit():
                 self.retry_ms = int(value[:18])
-        elif field in self._also:
+        else:
+            self._take_unknown(field, value, line)
+
+    def _take_unknown(self, field: bytes, value: bytes, line: bytes) -> None:
+        """A field that the rules do not know."""
+        if field in self._also:
             self._stray.append(Event(value, field.decode("latin-1"), self._id))
+        elif self._outside_size + len(line) <= MAX_OUTSIDE:
+            self._outside.append(line)
+            self._outside_size += len(line)
 
     def _dispatch(self, events: list[Event]) -> None:
         """A blank line: deliver what the event holds; an event without data only keeps its id."""
