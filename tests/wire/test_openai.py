@@ -193,6 +193,13 @@ def test_the_function_call_of_old_is_a_tool_call() -> None:
         ("tool_calls", "tool_calls"),
         ("content_filter", "content_filter"),
         ("model_length", "length"),
+        ("max_tokens", "length"),
+        ("MAX_TOKENS", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("refusal", "content_filter"),
+        ("SAFETY", "content_filter"),
+        ("end_turn", "stop"),
         ("repetition", "stop"),
         ("eos_token", "stop"),
         ("something new", "stop"),
@@ -203,7 +210,7 @@ def test_a_finish_reason_ends_and_is_kept_raw(raw: str, ours: str) -> None:
     assert chat(chunk({"content": "x"}, raw)) == [Delta("x", finish=Finish(ours, raw), facts=FACTS)]
 
 
-@pytest.mark.parametrize("raw", ["error", "abort", "insufficient_system_resource"])
+@pytest.mark.parametrize("raw", ["error", "ERROR", "abort", "network_error", "insufficient_system_resource"])
 def test_some_reasons_are_failures(raw: str) -> None:
     """An answer that was aborted or broke down is not whole, whatever its last chunk says."""
     [delta] = chat(chunk({"content": "x"}, raw))

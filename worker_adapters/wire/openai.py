@@ -35,19 +35,36 @@ from worker_adapters.wire.sse import Event
 
 DONE = b"[DONE]"
 
-#: finish_reason of the dialect -> ours; anything else ends the stream as "stop" and keeps its raw form.
+#: finish_reason of the dialect, in lower case -> ours; anything else ends the stream as "stop". Gateways also pass the
+#: words of the APIs behind them on.
 FINISH = {
     "stop": "stop",
     "length": "length",
     "model_length": "length",  # Mistral: the window was full
+    "max_tokens": "length",  # Anthropic, Bedrock, Gemini, Cohere
+    "max_output_tokens": "length",
+    "model_context_window_exceeded": "length",  # Anthropic
     "tool_calls": "tool_calls",
+    "tool_call": "tool_calls",  # Cohere
+    "tool_use": "tool_calls",  # Anthropic, Bedrock
     "function_call": "tool_calls",
     "content_filter": "content_filter",
+    "content_filtered": "content_filter",  # Bedrock
+    "guardrail_intervened": "content_filter",
+    "refusal": "content_filter",  # Anthropic
+    "sensitive": "content_filter",  # Zhipu
+    # Gemini
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "spii": "content_filter",
 }
 #: Reasons that are failures: the answer is not whole. vLLM and SGLang say abort when somebody else ended the job.
 FAILURES = {
     "error": EngineFault("the engine ended the answer with an error", field="error", began=True),
     "abort": EngineFault("the engine aborted the job", field="abort", began=True),
+    "network_error": EngineFault("the engine ended the answer with an error", field="error", began=True),  # Zhipu
     # DeepSeek
     "insufficient_system_resource": EngineFault("the engine ran out of resources", "overloaded_error", began=True),
 }
@@ -196,11 +213,12 @@ class ChunkDecoder(Decoder):
     def _finish(self, reason: str, data: bytes, made: Delta) -> None:
         told = parse_json(_MAPPING, data)
         first = next((each for each in map(mapping, items(told.get("choices"))) if each.get("index") in _FIRST), {})
-        if reason in FAILURES:
+        word = reason.lower()
+        if word in FAILURES:
             said = mapping(first.get("error"))  # OpenRouter
-            made.fault = msgspec.structs.replace(fault_of(said), began=True) if said else FAILURES[reason]
+            made.fault = msgspec.structs.replace(fault_of(said), began=True) if said else FAILURES[word]
             return
-        made.finish = Finish(FINISH.get(reason, "stop"), reason[:NAME])
+        made.finish = Finish(FINISH.get(word, "stop"), reason[:NAME])
         made.facts = ((made.facts or {}) | _facts(told) | _named(first, CHOICE_FACTS)) or None
         made.usage = made.usage or usage_of(mapping(told.get("x_groq")).get("usage"))
 
