@@ -434,6 +434,11 @@ BACKENDS: dict[str, tuple[type[WorkerError], bool]] = {
         EngineUnavailable, False,
     ),
     "Error generating stream: Background loop has errored already.": (EngineUnavailable, False),
+    # tensorrtllm_backend 0.16, in Triton 2.51 over a stub of its engine
+    "in ensemble 'ensemble', An error occurred when processing the input values for request id raw, the error was"
+    " '[TensorRT-LLM][ERROR] Assertion failed: Invalid topP (/src/executor/samplingConfig.cpp:150)'": (
+        InvalidRequest, False,
+    ),
     "Model is unavailable due to unhealthy vLLM engine": (EngineUnavailable, True),
     "Error generating stream: boom": (UnknownError, False),
 }  # fmt: skip

@@ -501,6 +501,33 @@ def test_health_of_a_port_that_speaks_no_grpc_is_down() -> None:
         assert caught.value.status is None
 
 
+def test_a_cancel_of_an_ensemble_is_told_to_its_engine() -> None:
+    """A cancelled call reaches no step of it: TensorRT-LLM's engine is told by another call, with the job's id."""
+    made = config("ensemble", ENSEMBLE, backend="", platform="ensemble", max_batch_size=4)
+    made.ensemble_scheduling.step.add(model_name="tensorrt_llm", model_version=-1)
+    ids = "input_ids INT32[], input_lengths INT32, request_output_len INT32, stop BOOL?"
+    models = {"ensemble": made, "tensorrt_llm": config("tensorrt_llm", ids, backend="python", max_batch_size=4)}
+
+    def answer(call: Call) -> Iterator[Any]:
+        return play(data(final=True))(call) if call.request.model_name == "tensorrt_llm" else endless(call)
+
+    with Triton(**models) as server:
+        server.answer = answer
+        with connect("triton", server.url, model="ensemble", timeouts=CLOCKS) as engine:
+            with engine.submit("Hi", job_id="mine") as stream:
+                assert next(stream).type == "started"
+                assert stream.cancel()
+                assert stream.result().cancelled
+            assert len(server.calls) == 2
+            told = server.calls[1]
+            assert (told.request.model_name, told.request.id) == ("tensorrt_llm", "mine")
+            assert list(told.input("stop").contents.bool_contents) == [True]
+            assert {each.name: (each.datatype, list(each.shape)) for each in told.request.inputs} == {
+                **dict.fromkeys(("input_ids", "input_lengths", "request_output_len"), ("INT32", [1, 1])),
+                "stop": ("BOOL", [1, 1]),
+            }
+
+
 def test_a_probe_generates_one_token() -> None:
     """A model whose process has died is still called ready; a probe finds out."""
     with serving() as (server, engine):

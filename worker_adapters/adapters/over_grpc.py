@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Generator
 from typing import Any
@@ -24,6 +25,9 @@ from worker_adapters.transport_grpc.channel import GrpcChannels
 from worker_adapters.wire.delta import EngineFault, WireRequest
 from worker_adapters.wire.sse import Event, EventSplitter
 
+#: So long a call that ends a job may take (seconds).
+STOP = 0.2
+
 
 class GrpcStreaming(StreamingAdapter):
     """What an attempt over gRPC needs of its adapter, and the attempt. ``WireRequest.path`` is a call's full name."""
@@ -35,6 +39,10 @@ class GrpcStreaming(StreamingAdapter):
     @abstractmethod
     def status_event(self, ended: Ended) -> Event:
         """How a call ended, as an event for the decoder."""
+
+    def stops(self, task: TaskRequest, job_id: str) -> WireRequest | None:
+        """The call that tells the engine to stop a job where a cancelled call does not; None: there is none."""
+        return None
 
     @abstractmethod
     def rpc(self, question: WireRequest) -> WireRequest:
@@ -56,9 +64,10 @@ class GrpcStreaming(StreamingAdapter):
         call = GrpcCall(self._endpoint, self._channels, self._network, job)
         named = with_headers(self.named(request, job.job_id), correlation(task))
         framer = Framer(self.decoder(task), request.facts)
-        ended = False
+        sent = ended = False
         try:
             yield from call.open(named, self.timeouts_of(task).connect)
+            sent = True
             yield from self._frames(call, framer, task, job)
             ended = True
             end = framer.end(self._endpoint.masked)
@@ -72,6 +81,19 @@ class GrpcStreaming(StreamingAdapter):
             raise
         finally:
             call.close(reuse=ended)
+            if job.cancelled and sent and not ended:
+                self._tell(task, job)
+
+    def _tell(self, task: TaskRequest, job: Job) -> None:
+        """Tell the engine of a cancel, if it takes such a call: briefly, since a reader waits for its end."""
+        call = None if job.inherited or sys.is_finalizing() else self.stops(task, job.job_id)
+        if call is None:
+            return
+        steps = unary(self._endpoint, self._channels, self._network, Job(new_job_id()), call, budget=STOP)
+        try:
+            drive(steps, self._network, STOP, self._endpoint)
+        except WorkerError:
+            pass  # a busy engine answers later, and obeys all the same
 
     def _events(self, splitter: EventSplitter, body: list[Any]) -> list[Event]:
         """A message is an event: there is nothing to split."""

@@ -1,5 +1,6 @@
 """Triton adapter.    Seen with 2.51.0 (24.10), python backends on the CPU, in 2026-11; among them vLLM's, 23.10 to
-main, over a stub of vLLM; TensorRT-LLM's as their sources are (tensorrtllm_backend 0.5 to 0.18, llmapi).
+main, over a stub of vLLM, and tensorrtllm_backend's 0.16; others of TensorRT-LLM's as their sources are (0.5 to
+0.18, llmapi).
 
 Uses: POST /v2/models/NAME/generate_stream, GET /v2/models/NAME/config, POST /v2/repository/index, GET /v2,
 /v2/health/ready, /v2/models/NAME/ready; over gRPC (see triton_grpc.py) the calls of the same names.
@@ -109,7 +110,7 @@ class TritonAdapter(HttpAdapter):
             InvalidRequest,
             words=r"Unable to parse|failed to parse the request JSON|expected number of inputs|unexpected shape"
             r"|data-type is|unexpected inference input|batch-size must be|has invalid type|schema can not convert"
-            r"|only supported in decoupled mode|A value is required for",
+            r"|only supported in decoupled mode|A value is required for|processing the input values for request id",
         ),
         ErrorRule(UnknownError, words=r"Failed to process the request"),
         # What a model itself says: over HTTP without any sign of what it means.
@@ -184,8 +185,10 @@ class TritonAdapter(HttpAdapter):
         return False
 
     def stops(self, task: TaskRequest, job_id: str) -> WireRequest | None:
-        call = self._models.stopping(task.model, job_id)
-        return None if call is None else WireRequest(call[0], encode(call[1]))
+        call = self._models.stopping(task.model)
+        if call is None:
+            return None
+        return WireRequest(f"/v2/models/{call[0].name}/generate_stream", encode({"id": job_id, **call[1]}))
 
     def refuses(self, reply: Reply) -> bool:
         """TensorRT-LLM answers a stop that it obeyed with an error: "Request cancelled by client", as an event."""

@@ -36,6 +36,8 @@ from worker_adapters.wire.triton_grpc import (
     with_id,
 )
 
+STREAM = f"{SERVICE}ModelStreamInfer"
+
 
 class TritonGrpcAdapter(GrpcStreaming, TritonAdapter):
     """``TritonAdapter`` for ``grpc://`` and ``grpcs://`` URLs; made by it, with its options."""
@@ -47,8 +49,8 @@ class TritonGrpcAdapter(GrpcStreaming, TritonAdapter):
         fields=TritonAdapter.capabilities.fields,
         exact_counts=False,
         release_ms=10.0,
-        release="2-10 ms, also before the first response: at the model's next check; inside an ensemble the step that "
-        "runs goes on to its end",
+        release="2-10 ms, also before the first response: at the model's next check; inside an ensemble whose engine "
+        "takes no stop, the step that runs goes on to its end",
     )
 
     def __init__(self, url: str | None = None, **options: Any) -> None:
@@ -69,12 +71,19 @@ class TritonGrpcAdapter(GrpcStreaming, TritonAdapter):
 
     def encode(self, task: TaskRequest) -> WireRequest:
         name = self._models.name(task.model) or ""
-        body = infer_request(name, self._version, self._models[name], *self._tensors_for(task))
-        return WireRequest(f"{SERVICE}ModelStreamInfer", body)
+        body = infer_request(name, self._version, self._models[name].config, *self._tensors_for(task))
+        return WireRequest(STREAM, body)
 
     def named(self, request: WireRequest, job_id: str) -> WireRequest:
         metadata = error_metadata(self._identity.known[0])
         return msgspec.structs.replace(request, body=with_id(request.body, job_id), headers=metadata)
+
+    def stops(self, task: TaskRequest, job_id: str) -> WireRequest | None:
+        call = self._models.stopping(task.model)
+        if call is None:
+            return None
+        config, tensors = call
+        return WireRequest(STREAM, with_id(infer_request(config.name, "", config, tensors, {}), job_id))
 
     def decoder(self, task: TaskRequest) -> Decoder:
         return GrpcDecoder(self._models[self._models.name(task.model)], task)

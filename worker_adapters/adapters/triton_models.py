@@ -157,17 +157,16 @@ class TritonModels:
             why.engine = error.engine
             raise why from None
 
-    def stopping(self, asked: str | None, job_id: str) -> tuple[str, dict[str, Any]] | None:
-        """Path and body that end a job inside an ensemble, where a closed connection reaches no step; None: no way.
+    def stopping(self, asked: str | None) -> tuple[ModelConfig, dict[str, Any]] | None:
+        """The engine and the tensors that end a job inside an ensemble, where a cancel reaches no step; None: no way.
 
-        TensorRT-LLM's engine takes ``stop`` with the id of the request, which an ensemble hands on to its steps. Read
-        in tensorrtllm_backend v0.16.0; seen on 2.51.0 with a Python model that has its tensors.
+        TensorRT-LLM's engine takes ``stop`` with the id of the request, which an ensemble hands on to its steps. Seen
+        on 2.51.0 with tensorrtllm_backend 0.16.0's own Python model over a stub of its engine.
         """
         config = self._stops.get(self.name(asked) or "")
         if config is None:
             return None
-        needed = {tensor.name: 1 for tensor in config.input if not tensor.optional}
-        return f"/v2/models/{ENGINE}/generate_stream", {"id": job_id, **needed, STOP: True}
+        return config, {**{tensor.name: 1 for tensor in config.input if not tensor.optional}, STOP: True}
 
 
 def sole(entries: list[Entry]) -> str | None:

@@ -26,7 +26,7 @@ from worker_adapters.wire.delta import Decoder, Delta, EngineFault, GarbledEvent
 from worker_adapters.wire.openai_faults import fault_of
 from worker_adapters.wire.sse import Event
 from worker_adapters.wire.triton import Answer, outputs_of
-from worker_adapters.wire.triton_model import TextModel
+from worker_adapters.wire.triton_model import ModelConfig, TextModel
 
 SERVICE = "/inference.GRPCInferenceService/"
 #: Metadata of a stream: an error ends the call, with the model's own code.
@@ -120,17 +120,18 @@ def error_metadata(version: str) -> tuple[tuple[str, str], ...]:
 
 
 def infer_request(
-    name: str, version: str, model: TextModel, tensors: dict[str, Any], parameters: dict[str, Any]
+    name: str, version: str, config: ModelConfig, tensors: dict[str, Any], parameters: dict[str, Any]
 ) -> bytes:
     """A request for a stream of responses."""
+    datatypes = {tensor.name: tensor.datatype for tensor in config.input}
     request = pb.ModelInferRequest(model_name=name, model_version=version)
     request.parameters[WANT_FINAL].bool_param = True
     for key, value in parameters.items():
         _set_parameter(request.parameters[key], value)
     for key, value in tensors.items():
-        datatype = model.inputs[key].datatype
+        datatype = datatypes[key]
         values = list(value) if isinstance(value, list) else [value]
-        batch = [1] if model.config.max_batch_size > 0 else []
+        batch = [1] if config.max_batch_size > 0 else []
         if datatype not in CONTENTS:
             raise invalid(f"extra.{key}", f"{datatype} goes over HTTP only")
         tensor = request.inputs.add(name=key, datatype=datatype, shape=[*batch, len(values)])
