@@ -1,20 +1,19 @@
 """Control calls (health, props): requests, mounted on our own connections, with one deadline over all of it.
 
 requests' own time-out restarts at every byte, so a server that drips its answer would hold a health check for hours.
-Here requests prepares and urllib3 carries, but the bytes go through the same exchange as a stream's: the same pool,
-TLS, proxy and cancel, and an absolute deadline over connect, head and body.
+Here requests prepares and reads, but the bytes go through the same exchange as a stream's: the same pool, TLS, proxy
+and cancel, and an absolute deadline over connect, head and body.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import urllib3
-from urllib3.connection import HTTPConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker_adapters.cancel import Job, new_job_id
 from worker_adapters.errors import UnknownError, WorkerError
@@ -64,7 +63,6 @@ class ControlClient:
         self._endpoint = endpoint
         self._pool = pool
         self._network = network
-        self._session: requests.Session | None = None
 
     def get(self, path: str, *, timeout: float) -> Reply:
         """One GET, one attempt: see ``ask``."""
@@ -79,14 +77,19 @@ class ControlClient:
         with loading:
             import requests  # 130 ms, and an adapter that only streams never needs it
 
-        session = self._session or self._make_session(requests)
+        def carry(prepared: requests.PreparedRequest) -> Reply:
+            exchange = Exchange(self._endpoint, self._pool, self._network, Job(new_job_id()))
+            headers, body = prepared.headers.items(), request.body
+            steps = fetch(exchange, request.path, headers, budget=timeout, method=request.method, body=body)
+            return drive(steps, self._network, timeout, self._endpoint)
+
         scheme = "https" if self._endpoint.tls else "http"
         url = f"{scheme}://{self._endpoint.authority}{self._endpoint.base}{request.path}"
         try:
             headers = dict([*self._endpoint.headers(), *request.headers])
             prepared = requests.Request(request.method, url, headers=headers, data=request.body or None).prepare()
-            prepared.path_asked = request.path  # type: ignore[attr-defined]  # ours, read by Mounted
-            answer = session.send(prepared, timeout=timeout, allow_redirects=False, stream=False)
+            with _session(requests, carry) as session:
+                answer = session.send(prepared, allow_redirects=False, stream=False)
             told = tuple((name.lower(), value) for name, value in answer.headers.items())
             return Reply(Head(answer.status_code, told, keep_alive=False), answer.content)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError, WorkerError) as error:
@@ -96,74 +99,43 @@ class ControlClient:
         finally:
             del fault
 
-    def _make_session(self, requests: Any) -> requests.Session:
-        """A session that sends what we say and nothing else: no cookies of others, no netrc, no environment."""
-        place = (self._endpoint, self._pool, self._network)
-        carrier = type("_BoundCarrier", (_Carrier,), {"place": place})
-        session = requests.Session()
-        session.trust_env = False
-        session.headers.clear()
-        session.mount("http://", _mounted(requests, carrier))
-        session.mount("https://", _mounted(requests, carrier))
-        self._session = session
-        return session  # type: ignore[no-any-return]  # the module is passed in, so it has no type here
+
+def _session(requests: Any, carry: Callable[[Any], Reply]) -> Any:
+    """A session that sends what we say and nothing else: no cookies of others, no netrc, no environment.
+
+    For one request: its locks would not survive a fork beside another thread, nor its cookies be anybody's business.
+    """
+    session = requests.Session()
+    session.trust_env = False
+    session.headers.clear()
+    carrier = _carrier(requests)(carry)
+    session.mount("http://", carrier)
+    session.mount("https://", carrier)
+    return session
 
 
-def _mounted(requests: Any, carrier: Any) -> Any:
-    """requests' own adapter over a urllib3 manager whose connections are ours."""
+@functools.cache
+def _carrier(requests: Any) -> Any:
+    """requests' own adapter, but for the connection, which is ours."""
 
-    class Mounted(requests.adapters.HTTPAdapter):  # type: ignore[misc]  # as above
-        def init_poolmanager(self, *_args: Any, **_options: Any) -> None:
-            self.poolmanager = urllib3.PoolManager(num_pools=1)
-            self.poolmanager.pool_classes_by_scheme = {
-                "http": type("_Pool", (HTTPConnectionPool,), {"ConnectionCls": carrier}),
-                "https": type("_TLSPool", (HTTPSConnectionPool,), {"ConnectionCls": carrier}),
-            }
+    class Carrier(requests.adapters.HTTPAdapter):  # type: ignore[misc]  # the module is passed in: it has no type here
+        def __init__(self, carry: Callable[[Any], Reply]) -> None:
+            super().__init__()
+            self._carry = carry
 
-        def request_url(self, request: Any, proxies: Any) -> str:
-            return str(request.path_asked)  # not the URL's own path, which requests quotes anew
+        def send(self, request: Any, **_options: Any) -> Any:
+            reply = self._carry(request)
+            answer = urllib3.HTTPResponse(
+                body=io.BytesIO(reply.body),
+                headers=list(reply.head.headers),  # type: ignore[arg-type]  # pairs are accepted, the stub is narrow
+                status=reply.status,
+                preload_content=False,
+                decode_content=False,
+                request_method=request.method,
+            )
+            return self.build_response(request, answer)
 
-    return Mounted()
-
-
-class _Carrier(HTTPConnection):
-    """urllib3's shape over one exchange: it holds no socket, so there is nothing to keep, to share or to leak."""
-
-    is_verified = True  # our own context verified it, or was told not to
-    proxy_is_verified = True
-    is_closed = False
-    is_connected = True
-
-    #: Whose it is: set by the subclass that a session is mounted on.
-    place: ClassVar[tuple[Endpoint, ConnectionPool, Network]]
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(options.get("host", "localhost"), options.get("port"), timeout=options.get("timeout"))
-        self._wanted: tuple[str, str, list[tuple[str, str]], bytes] = ("GET", "/", [], b"")
-
-    def connect(self) -> None:
-        """The exchange connects."""
-
-    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **_options: Any) -> None:
-        """Note what to send."""
-        self._wanted = (method, url, list((headers or {}).items()), body or b"")
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # urllib3's own stub says the same
-        """Send it and read the whole answer, within the time-out as one deadline."""
-        endpoint, pool, network = self.place
-        seconds = float(self.timeout) if isinstance(self.timeout, (int, float)) else 5.0
-        method, url, headers, body = self._wanted
-        exchange = Exchange(endpoint, pool, network, Job(new_job_id()))
-        steps = fetch(exchange, url, headers, budget=seconds, method=method, body=body)
-        reply = drive(steps, network, seconds, endpoint)
-        return urllib3.HTTPResponse(
-            body=io.BytesIO(reply.body),
-            headers=list(reply.head.headers),  # type: ignore[arg-type]  # pairs are accepted, the stub is narrow
-            status=reply.status,
-            preload_content=False,
-            decode_content=False,
-            request_method=method,
-        )
+    return Carrier
 
 
 def fetch(
