@@ -91,7 +91,7 @@ def test_a_unix_path_is_kept_as_it_is() -> None:
     [
         "", "h", "h:80", "//h", "http:/h", "http://", "http:///x", "ftp://h", "ws://h", f"{SECRET}", f"x://{SECRET}",
         f"http://u:{SECRET}@", f"http://u:{SECRET}@h:99999", f"http://u:{SECRET}@h:port", "http://h:-1",
-        f"http://[{SECRET}", f"http://u:{SECRET}@ho st", f"http://h\r\nX-Injected: {SECRET}", "unix://",
+        f"http://[{SECRET}", f"http://u:{SECRET}@ho st", f"http://h\r\nX-Injected: {SECRET}", "unix://", "unix:///\ud83d",
         None, 5, b"http://h", ["http://h"],
     ],
     ids=ascii,

@@ -322,6 +322,7 @@ def test_messages_need_a_route_for_them() -> None:
     ("option", "value"),
     [
         ("api", "legacy"), ("limit_field", "max_output_tokens"), ("usage", "yes"), ("organization", 5),
+        ("organization", "\ud83d"), ("api_version", "\ud83d"), ("deployment", "\ud83d"),
         ("project", 5), ("api_version", 5), ("deployment", 5), ("key_header", "a b"), ("key_header", 5),
     ],
 )  # fmt: skip

@@ -216,7 +216,12 @@ def _check(chosen: dict[str, Any]) -> None:
         "usage": (chosen["usage"] is None or type(chosen["usage"]) is bool, "want True, False or None"),
     }
     texts = ("organization", "project", "api_version", "deployment")
-    wants |= {name: (isinstance(chosen[name], (str, type(None))), "want a string") for name in texts}
+    wants |= {name: (_is_text(chosen[name]), "want a string without control characters") for name in texts}
     wrong = next((name for name in wants if not wants[name][0]), None)
     if wrong is not None:
         raise invalid(wrong, wants[wrong][1])
+
+
+def _is_text(value: Any) -> bool:
+    """None, or what can be sent."""
+    return value is None or (isinstance(value, str) and value.isprintable())

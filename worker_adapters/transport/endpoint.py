@@ -267,15 +267,15 @@ def _masked(value: Any, secrets: list[str]) -> Any:
 def _parsed(option: str, url: Any, schemes: tuple[str, ...]) -> Url:
     if not isinstance(url, str) or "://" not in url:
         raise invalid(option, f"want a URL that begins with {' or '.join(s + '://' for s in schemes)}")
-    if url.startswith("unix://"):
-        path = url[len("unix://") :]
-        parsed = Url(scheme="unix", path=quote(path) if path.startswith("/") else None)
-    else:
-        try:
+    try:
+        if url.startswith("unix://"):
+            path = url[len("unix://") :]
+            parsed = Url(scheme="unix", path=quote(path) if path.startswith("/") else None)
+        else:
             parsed = parse_url(url)
             (parsed.host or "").strip("[]").encode("idna")
-        except (LocationParseError, ValueError):
-            raise invalid(option, "is no URL") from None
+    except (LocationParseError, ValueError):
+        raise invalid(option, "is no URL") from None
     if parsed.scheme not in schemes or not (parsed.path if parsed.scheme == "unix" else parsed.host):
         raise invalid(option, f"want a URL that begins with {' or '.join(s + '://' for s in schemes)}")
     return parsed
