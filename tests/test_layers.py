@@ -15,7 +15,7 @@ ROWS = [
     ["clocks", "cancel", "retry"],
     ["contract", "tally", "plan", "driver", "stream"],
     [
-        "wire.http1", "wire.sse", "wire.delta", "wire.prometheus", "wire.openai_faults", "wire.openai",
+        "wire.http1", "wire.sse", "wire.delta", "wire.prometheus", "wire.stops", "wire.openai_faults", "wire.openai",
         "wire.openai_body", "wire.responses", "wire.llamacpp", "wire.tgi_tools", "wire.tgi", "wire.triton_model",
         "wire.triton", "wire.triton_infer", "wire.triton_grpc",
     ],

@@ -302,6 +302,59 @@ def test_vllm_23_10_sends_the_prompt_and_all_so_far(way: Way, sent: list[str], p
     assert way(OLD_VLLM, *said(*sent), prompt="Hi there").pieces == pieces
 
 
+# --- stop strings
+
+
+def stoppable(name: str = "stop_words", more: tuple[str, ...] = (), **config: Any) -> TextModel:
+    """A model that takes stop strings, and is TensorRT-LLM's unless it is something else."""
+    kinds = {"text_input": "STRING", "sampling_parameters": "STRING", "exclude_input_in_output": "BOOL", name: "STRING"}
+    inputs = ["text_input", "max_tokens", "exclude_input_in_output", name, *more]
+    made = [
+        {"name": each, "data_type": f"TYPE_{kinds.get(each, 'INT32')}", "optional": each != "text_input"}
+        for each in inputs
+    ]
+    outputs = [{"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}]
+    return TextModel(msgspec.convert({"name": "m", "input": made, "output": outputs, **config}, ModelConfig), {})
+
+
+@both
+@pytest.mark.parametrize(
+    ("sent", "pieces"),
+    [
+        (["The quick", " brown", " fox"], ["The quick", " brown", " "]),  # it ends with the stop string
+        (["The", " fo", "x"], ["The", " "]),
+        (["The", " fo", "g", "."], ["The", " ", "fog", "."]),
+        (["The", " fo"], ["The", " ", "fo"]),
+        (["fox"], []),
+        (["The fox jumps"], ["The "]),
+    ],
+)
+def test_tensorrt_llm_leaves_a_stop_string_in_its_text(way: Way, sent: list[str], pieces: list[str]) -> None:
+    """Its engine's last tokens are the stop string, by its sources, and its postprocessing shows all tokens. An answer ends
+    where the first one begins; what may be its beginning is held back until the next response decides, or the end.
+    """
+    done = way(stoppable(), *said(*sent), stop=["fox", "zebra"])
+    assert (done.pieces, done.finish) == (pieces, ("stop", None))
+    assert way(stoppable("stop"), *said(*sent), stop=["fox"]).pieces == pieces  # any model may
+
+
+@both
+def test_a_stop_string_in_a_text_so_far(way: Way) -> None:
+    """TensorRT-LLM's BLS may say all so far with every response: it is looked for in what that adds."""
+    made = stoppable(parameters={"accumulate_tokens": {"string_value": "true"}})
+    assert way(made, *said("The", "The fo", "The fox"), stop=["fox"]).pieces == ["The", " "]
+
+
+@both
+def test_vllm_and_llmapi_take_stop_strings_off_themselves(way: Way) -> None:
+    """What they say is answer, also one that ``include_stop_str_in_output`` asked for."""
+    for made in (
+        stoppable(more=("sampling_parameters",)),
+        stoppable("sampling_param_stop", ("sampling_param_max_tokens",)),
+    ):
+        assert way(made, *said("The fox"), stop=["fox"]).text == "The fox"
+
+
 # --- the end
 
 

@@ -32,6 +32,7 @@ from worker_adapters.wire.openai import DONE, ChunkDecoder, fault_beneath, logpr
 from worker_adapters.wire.openai_body import chat_fields, present
 from worker_adapters.wire.openai_faults import NAME, fault_in
 from worker_adapters.wire.sse import Event
+from worker_adapters.wire.stops import Stops
 from worker_adapters.wire.tgi_tools import CallText
 
 #: The name of no LoRA adapter: the base model, whatever it is called. Up to 1.4 a chat has to name a model.
@@ -72,17 +73,15 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any])
 class Cut:
     """What of an answer its user sees: nothing from a stop string on, and no more tokens than were asked for.
 
-    Text that may be the beginning of a stop string is held back until the next token, or the end, decides. Whatever the
-    tokens are, the text is cut where the first stop string to be complete begins. Where TGI runs on, the job ends here:
-    without a word of TGI's for it, and its connection is closed before its end, which is a cancel.
+    Where TGI runs on, the job ends here: without a word of TGI's for it, and its connection is closed before its end,
+    which is a cancel.
 
     :param logprobs: were they asked for? A text of several tokens has their sum, and the last one's id.
     """
 
     def __init__(self, stops: Iterable[str], limit: int, *, logprobs: bool = False) -> None:
-        self._stops = tuple(stops)
+        self._stops = Stops(stops)
         self._limit = limit
-        self._held = ""
         self._logprobs = logprobs
         self._unshown: list[float | None] = []
         self._token_id: int | None = None
@@ -91,26 +90,16 @@ class Cut:
     def take(self, made: Delta, *, special: bool = False) -> Delta:
         """Count a token and cut its delta."""
         self.tokens += 1
-        if self._stops and self._stopped(made):
+        made.text = self._stops.add(made.text)
+        if self._stops.found:
             self._end(made, "stop")
         elif made.finish is None and self.tokens >= self._limit:
             self._end(made, "length")
         if made.finish is not None:
-            made.text += self._held
+            made.text += self._stops.held
         if self._logprobs:
             self._sum(made, special)
         return made
-
-    def _stopped(self, made: Delta) -> bool:
-        whole = self._held + made.text
-        self._held = ""
-        found = [(at + len(stop), at) for stop in self._stops if (at := whole.find(stop)) >= 0]
-        if found:
-            made.text = whole[: min(found)[1]]
-            return True
-        kept = len(whole) - max([_begun(whole, stop) for stop in self._stops])
-        made.text, self._held = whole[:kept], whole[kept:]
-        return False
 
     def _end(self, made: Delta, reason: str) -> None:
         raw = None if made.finish is None else made.finish.raw
@@ -125,14 +114,6 @@ class Cut:
         if made.text:
             made.logprob, made.token_id = logprob_sum(self._unshown), self._token_id
             self._unshown.clear()
-
-
-def _begun(whole: str, stop: str) -> int:
-    """So much of the text's end is the beginning of the stop string."""
-    at = whole.find(stop[0], max(0, len(whole) - len(stop) + 1))
-    while at >= 0 and not stop.startswith(whole[at:]):
-        at = whole.find(stop[0], at + 1)
-    return len(whole) - at if at >= 0 else 0
 
 
 class GenerateDecoder(Decoder):

@@ -20,6 +20,7 @@ from worker_adapters.task import TaskRequest
 from worker_adapters.wire.delta import REFUSED, Decoder, Delta, EngineFault, Finish, Usage, count, parse_json, text
 from worker_adapters.wire.openai_faults import fault_of
 from worker_adapters.wire.sse import Event
+from worker_adapters.wire.stops import Stops
 from worker_adapters.wire.triton_model import TextModel
 
 #: vLLM's and TensorRT-LLM's words for an end -> ours. vLLM's backend says the text of Python's None until then.
@@ -122,6 +123,7 @@ class Answer:
         self._so_far = SoFar() if model.cumulative else None
         self._echo = Echo(task.prompt or "") if model.echoes else None
         self._repeated = Repeated(task.prompt or "") if model.repeats else None
+        self._stops = Stops(task.stop) if task.stop and model.keeps_stops else None
         self._limit = task.max_tokens
         self._limited = model.limited
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -145,6 +147,16 @@ class Answer:
         if not self._limited and self._responses >= self._limit and made.finish is None:
             self._close(made, Finish("length", None))
             made.done = True  # the model knows of no limit: leaving is what stops it
+        return made if self._stops is None else self._cut(made, self._stops)
+
+    def _cut(self, made: Delta, stops: Stops) -> Delta:
+        """The answer ends where a stop string begins."""
+        made.text = stops.add(made.text)
+        if stops.found:
+            self._close(made, Finish("stop", None if self._finish is None else self._finish.raw))
+            made.done = True
+        elif made.done:
+            made.text += stops.held
         return made
 
     def end(self) -> Delta:
@@ -152,7 +164,7 @@ class Answer:
         made = Delta(self._left())
         self._close(made, self._finish or Finish("length" if self._responses >= self._limit else "stop", None))
         made.done = True
-        return made
+        return made if self._stops is None else self._cut(made, self._stops)
 
     def _ends(self, made: Delta, reason: str) -> None:
         if reason in BROKEN:

@@ -146,6 +146,8 @@ class TextModel:
         self.echoes = self._is_trtllm() and not excludes and not streams
         #: vLLM's backend up to 24.02 sends the prompt and the text so far with every response.
         self.repeats = self.vllm and not excludes
+        #: vLLM and llmapi take stop strings off their texts; TensorRT-LLM's engine ends with them, others may.
+        self.keeps_stops = not self.vllm and "sampling_param_max_tokens" not in self.inputs and self.takes("stop")
         self.limited = self.vllm or self._input("max_tokens") is not None
 
     def _check(self, tensors: Mapping[str, str]) -> None:
