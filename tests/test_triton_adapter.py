@@ -434,7 +434,8 @@ BACKENDS: dict[str, tuple[type[WorkerError], bool]] = {
         EngineUnavailable, False,
     ),
     "Error generating stream: Background loop has errored already.": (EngineUnavailable, False),
-    # tensorrtllm_backend 0.16, in Triton 2.51 over a stub of its engine
+    # llmapi of 25.05, and tensorrtllm_backend 0.16, in Triton 2.51 over stubs of their engines
+    "Error generating request: require 0 <= top_p <= 1, got top_p=7.0": (InvalidRequest, False),
     "in ensemble 'ensemble', An error occurred when processing the input values for request id raw, the error was"
     " '[TensorRT-LLM][ERROR] Assertion failed: Invalid topP (/src/executor/samplingConfig.cpp:150)'": (
         InvalidRequest, False,

@@ -50,7 +50,10 @@ from worker_adapters.wire.triton_model import OPTIONAL, ROLES, ModelConfig, publ
 OVER_GRPC = ("worker_adapters.adapters.triton_grpc", "TritonGrpcAdapter")
 EXTRA = 'pip install "worker-adapters[triton-grpc]"'
 #: vLLM's backend: of its sampling parameters (since 25.03 its log alone says what), and of an engine that is dead.
-BAD_SAMPLING = r"Error generating stream: (Unexpected keyword argument|\w+ (must be|cannot) |'NoneType' .* 'lora_name')"
+BAD_SAMPLING = (
+    r"Error generating (stream|request): "  # the second is llmapi's
+    r"(Unexpected keyword argument|require |\w+ (must be|cannot) |'NoneType' .* 'lora_name')"
+)
 NO_LORA = "^LoRA .*is not (supported|enabled)"
 DEAD = r"EngineCore encountered an issue|(Background|Engine) loop (has errored|is not running|is stopped)"
 #: Backends whose models are on the GPU whatever their instances say.
