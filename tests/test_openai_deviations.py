@@ -188,6 +188,22 @@ LM_STUDIO: dict[str, Case] = {
     "no token at all": (streamed(STOP), Good("", "stop")),  # a prompt over the context cannot be told from that
 }
 
+TRITON: dict[str, Case] = {
+    "an unknown model": (
+        told(400, {"detail": "Unknown model: m"}),
+        Bad(ModelNotFound, 400, words="Unknown model: m"),
+    ),
+    "a field that it does not take": (
+        told(400, {"detail": "logit bias is not currently supported"}),
+        Bad(InvalidRequest, 400, words="logit bias"),
+    ),
+    "no engine": (
+        told(500, {"detail": "No attached inference engine"}),
+        Bad(EngineUnavailable, 500, words="No attached inference engine"),
+    ),
+    "a chat": (streamed(ROLE, piece("Hi"), STOP, usage(9, 2)), Good("Hi", "stop", (9, 2))),
+}
+
 SGLANG: dict[str, Case] = {
     "an error of one shot, flat": (
         told(
@@ -422,6 +438,12 @@ def test_ollama_calls_and_loads(case: str) -> None:
 def test_lm_studio_errors_are_words(case: str) -> None:
     """LM Studio's errors are words or named events."""
     play(LM_STUDIO[case])
+
+
+@pytest.mark.parametrize("case", TRITON)
+def test_tritons_own_frontend_words(case: str) -> None:
+    """Everything is FastAPI's ``detail``, read in its source (2.71)."""
+    play(TRITON[case])
 
 
 @pytest.mark.parametrize("case", SGLANG)

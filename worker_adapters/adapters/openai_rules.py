@@ -37,7 +37,7 @@ TOO_LONG = (
     r"|exceeds the maximum number of tokens|must have less than \d+ tokens|max_new_tokens. must be"
 )
 NO_MODEL = (
-    r"invalid model|not a valid model|model not exist|no models? loaded"
+    r"invalid model|not a valid model|model not exist|unknown model: |no models? loaded"
     r"|model\b.{0,120}\b(does not exist|not found|is not available)"
 )
 
