@@ -201,7 +201,7 @@ TRITON: dict[str, Case] = {
         told(500, {"detail": "No attached inference engine"}),
         Bad(EngineUnavailable, 500, words="No attached inference engine"),
     ),
-    "a chat": (streamed(ROLE, piece("Hi"), STOP, usage(9, 2)), Good("Hi", "stop", (9, 2))),
+    "a chat": (streamed(ROLE, piece("Hi"), STOP, {"choices": [], "usage": usage(9, 2)}), Good("Hi", "stop", (9, 2))),
 }
 
 SGLANG: dict[str, Case] = {
