@@ -19,13 +19,15 @@ class Stops:
 
     def add(self, said: str) -> str:
         """What may be shown now that this was said."""
+        if not self._stops:
+            return said
         whole = self.held + said
         self.held = ""
         found = [(at + len(stop), at) for stop in self._stops if (at := whole.find(stop)) >= 0]
         if found:
             self.found = True
             return whole[: min(found)[1]]
-        shown = len(whole) - max([_begun(whole, stop) for stop in self._stops], default=0)
+        shown = len(whole) - max([_begun(whole, stop) for stop in self._stops])
         self.held = whole[shown:]
         return whole[:shown]
 
