@@ -8,6 +8,7 @@ from collections.abc import Iterable
 class Stops:
     """What of a text may be shown: nothing from the first complete stop string on, whatever the pieces are.
 
+    :param stops: at least one.
     :ivar held: the text's end, which may be the beginning of a stop string: the next piece decides, or the end.
     :ivar found: has one come?
     """
@@ -19,8 +20,6 @@ class Stops:
 
     def add(self, said: str) -> str:
         """What may be shown now that this was said."""
-        if not self._stops:
-            return said
         whole = self.held + said
         self.held = ""
         found = [(at + len(stop), at) for stop in self._stops if (at := whole.find(stop)) >= 0]

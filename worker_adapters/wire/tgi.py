@@ -80,7 +80,8 @@ class Cut:
     """
 
     def __init__(self, stops: Iterable[str], limit: int, *, logprobs: bool = False) -> None:
-        self._stops = Stops(stops)
+        wanted = tuple(stops)
+        self._stops = Stops(wanted) if wanted else None
         self._limit = limit
         self._logprobs = logprobs
         self._unshown: list[float | None] = []
@@ -90,13 +91,15 @@ class Cut:
     def take(self, made: Delta, *, special: bool = False) -> Delta:
         """Count a token and cut its delta."""
         self.tokens += 1
-        made.text = self._stops.add(made.text)
-        if self._stops.found:
+        stops = self._stops
+        if stops is not None:
+            made.text = stops.add(made.text)
+        if stops is not None and stops.found:
             self._end(made, "stop")
         elif made.finish is None and self.tokens >= self._limit:
             self._end(made, "length")
-        if made.finish is not None:
-            made.text += self._stops.held
+        if made.finish is not None and stops is not None:
+            made.text += stops.held
         if self._logprobs:
             self._sum(made, special)
         return made
@@ -178,7 +181,9 @@ class ChatDecoder(ChunkDecoder):
         self._answers = self._calls_one = self._ended = False
 
     def feed(self, event: Event) -> Delta | None:
-        made = super().feed(_modern(event))
+        data = event.data
+        old = _FIRST_CHOICE not in data or _OLD_CALL in data
+        made = super().feed(_modern(event) if old else event)
         if made is None or made.fault is not None:
             return made
         if made.facts:
@@ -228,10 +233,9 @@ def _modern(event: Event) -> Event:
     """The event as newer releases write it. Up to 1.4.3 a choice's index counts tokens, and in 1.4.0 its logprobs are a
     number; up to 3.1.1 the one tool call stands where a list of them belongs.
     """
-    data = event.data
-    if _OLD_CALL not in data and (_CHOICE not in data or _FIRST_CHOICE in data):
+    if _CHOICE not in event.data:  # usage, an error, the marker
         return event
-    told = parse_json(_OBJECT, data)
+    told = parse_json(_OBJECT, event.data)
     for choice in map(mapping, items(told.get("choices"))):
         choice["index"] = 0
         delta = mapping(choice.get("delta"))
