@@ -441,6 +441,9 @@ BACKENDS: dict[str, tuple[type[WorkerError], bool]] = {
         InvalidRequest, False,
     ),
     "Model is unavailable due to unhealthy vLLM engine": (EngineUnavailable, True),
+    "in ensemble 'ensemble', Encountered an error in forwardAsync function: [TensorRT-LLM][ERROR] CUDA runtime error": (
+        EngineUnavailable, False,
+    ),
     "Error generating stream: boom": (UnknownError, False),
 }  # fmt: skip
 

@@ -55,7 +55,11 @@ BAD_SAMPLING = (
     r"(Unexpected keyword argument|require |\w+ (must be|cannot) |'NoneType' .* 'lora_name')"
 )
 NO_LORA = "^LoRA .*is not (supported|enabled)"
-DEAD = r"EngineCore encountered an issue|(Background|Engine) loop (has errored|is not running|is stopped)"
+#: TensorRT-LLM's engine fails every request of its batch so.
+DEAD = (
+    r"EngineCore encountered an issue|(Background|Engine) loop (has errored|is not running|is stopped)"
+    r"|Encountered an error in forward"
+)
 #: Backends whose models are on the GPU whatever their instances say.
 SAYS_NOTHING = frozenset({"tensorrtllm", "vllm", "python", ""})
 
