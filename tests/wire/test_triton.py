@@ -330,8 +330,8 @@ def stoppable(name: str = "stop_words", more: tuple[str, ...] = (), **config: An
     ],
 )
 def test_tensorrt_llm_leaves_a_stop_string_in_its_text(way: Way, sent: list[str], pieces: list[str]) -> None:
-    """Its engine's last tokens are the stop string, by its sources, and its postprocessing shows all tokens. An answer ends
-    where the first one begins; what may be its beginning is held back until the next response decides, or the end.
+    """Its engine's last tokens are the stop string, by its sources, and its postprocessing shows all tokens. An answer
+    ends where the first one begins; what may be its beginning is held back until the next response decides, or the end.
     """
     done = way(stoppable(), *said(*sent), stop=["fox", "zebra"])
     assert (done.pieces, done.finish) == (pieces, ("stop", None))
