@@ -441,6 +441,7 @@ def old_call(said: str, finish: str | None = None, usage: Any = None) -> dict[st
         # The name need not come first, and up to 2.0.0 there is none.
         ('{"function": {"A": 1, "_name": "f"}}', "f", '{"A":1}'),
         ('{"function": {"x": [1, {}], "y": "é"}}', "f", '{"x":[1,{}],"y":"é"}'),
+        ('{"function": {"x": "\\ud800", "y": NaN}}', "f", '{"x":"\ufffd","y":null}'),
     ],
 )
 @pytest.mark.parametrize("end", ["</s>", "<|eot_id|>", ""])

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from worker_adapters.wire.delta import ToolDelta, mapping, text
+from worker_adapters.wire.delta import ToolDelta, mapping, parse_json, text
 
 #: The beginning of what a model says, up to the name of its function.
 _NAMED = re.compile(r'\s*\{\s*"function"\s*:\s*\{\s*"_name"\s*:\s*"([^"\\]+)"')
@@ -22,6 +22,7 @@ APOLOGY = "notify_error"
 #: Its one call has this name in answers of one piece, in all releases.
 CALL_ID = "0"
 _JSON = json.JSONDecoder()
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 class CallText:
@@ -59,9 +60,10 @@ class CallText:
         found = _NAMED.match(self._said)
         if found is not None and (found[1] != APOLOGY or found[1] in self._offered):
             return found[1], "{" + self._said[found.end() :].lstrip(", \t\r\n")
-        whole, _ = object_in(self._said)
-        if whole is None:
+        end = object_end(self._said)
+        if not end:
             return None, ""
+        whole = parse_json(_OBJECT, self._said[:end].encode())
         function = mapping(whole.get("function")) or whole
         name = text(function.pop("_name", self._offered[0] if len(self._offered) == 1 else None)) or None
         if name == APOLOGY and name not in self._offered:
@@ -75,19 +77,19 @@ class CallText:
         before = len(self._arguments)
         self._arguments += said
         if "}" in said:
-            _, end = object_in(self._arguments)
+            end = object_end(self._arguments)
             self.whole = end > 0
             self._arguments = self._arguments[: end or None]
         return ToolDelta(0, self._arguments[before:], call_id or CALL_ID, name)
 
 
-def object_in(said: str) -> tuple[dict[str, Any] | None, int]:
-    """The JSON object at the beginning of a text, and where it ends; None and 0 if there is no whole one."""
+def object_end(said: str) -> int:
+    """Where the JSON object at the beginning of a text ends; 0 if there is no whole one."""
     try:
         found, end = _JSON.raw_decode(said, len(said) - len(said.lstrip()))
     except (ValueError, RecursionError):
-        return None, 0
-    return (found, end) if isinstance(found, dict) else (None, 0)
+        return 0
+    return end if isinstance(found, dict) else 0
 
 
 def names_of(tools: Sequence[Any]) -> list[str]:
