@@ -119,6 +119,8 @@ ERRORS: list[tuple[str, str, int, type[WorkerError], bool]] = [
     ("validation", "Input validation error: `temperature` must be strictly positive", 422, InvalidRequest, False),
     ("validation", TOO_LONG, 422, ContextOverflow, False),
     ("validation", TOO_LONG_ALONE, 422, ContextOverflow, False),
+    ("validation", TOO_LONG.replace("`", "").replace("inputs", "input"), 422, ContextOverflow, False),  # 0.3
+    ("validation", TOO_LONG_ALONE.replace("`", ""), 422, ContextOverflow, False),
     ("overloaded", "Model is overloaded", 429, CapacityExceeded, True),
     ("generation", GENERATION + "CUDA out of memory. Tried to allocate 2.00 GiB.", 424, PoolUnavailable, False),
     ("generation", GENERATION + "transport error", 424, EngineUnavailable, False),

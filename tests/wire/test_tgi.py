@@ -555,6 +555,15 @@ def test_deep_arguments_are_no_crash() -> None:
             "Input validation error: `inputs` must have less than 4095 tokens. Given: 5000",
             {"prompt_tokens": 5000, "context_size": 4095},
         ),
+        (  # 0.3
+            "Input validation error: input tokens + max_new_tokens must be <= 1512. Given: 1000 input tokens and 600"
+            " max_new_tokens",
+            {"prompt_tokens": 1000, "context_size": 1512},
+        ),
+        (
+            "Input validation error: inputs must have less than 1000 tokens. Given: 1024",
+            {"prompt_tokens": 1024, "context_size": 1000},
+        ),
         ("Input validation error: `top_p` must be > 0.0 and < 1.0", {"param": "top_p"}),
         ("Input validation error: `max_new_tokens` must be strictly positive", {"param": "max_tokens"}),
         ("Input validation error: `inputs` cannot be empty", {}),
