@@ -273,3 +273,26 @@ def test_pings_come_while_the_prompt_is_worked_on() -> None:
     with LlamaCppSimulator(prompt_delay=1.2) as sim:
         answer = read_all(ask(sim, body={"prompt": "a", "stream": True, "n_predict": 1, "sse_ping_interval": 1}))
         assert unchunk(split(answer)[1])[0][0] == b":\n\n"
+
+
+def test_a_browser_may_ask_first() -> None:
+    """OPTIONS is answered whatever the path, without a key, with the real server's bytes (seen on one)."""
+    with LlamaCppSimulator(api_key="k") as sim:
+        asked = "Origin: http://page\r\nAccess-Control-Request-Method: POST\r\nConnection: close\r\n"
+        answer = read_all(ask(sim, "/v1/chat/completions", method="OPTIONS", headers=asked))
+    assert answer == (
+        b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nAccess-Control-Allow-Origin: http://page\r\n"
+        b"Access-Control-Allow-Credentials: true\r\nAccess-Control-Allow-Methods: GET, POST, DELETE, OPTIONS\r\n"
+        b"Access-Control-Allow-Headers: *\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+
+
+def test_head_has_the_real_head() -> None:
+    """HEAD is GET without a body, and one header more (seen on a real server)."""
+    with LlamaCppSimulator() as sim:
+        answer = read_all(ask(sim, "/health", method="HEAD", headers="Connection: close\r\n"))
+    assert answer == (
+        b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nAccess-Control-Allow-Origin: \r\n"
+        b"Content-Type: application/json; charset=utf-8\r\nContent-Length: 15\r\nConnection: close\r\n"
+        b"Accept-Ranges: bytes\r\n\r\n"
+    )

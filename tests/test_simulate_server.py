@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import resource
 import socket
 import ssl
 import sys
@@ -65,7 +67,10 @@ def test_idle_connections_are_closed_by_the_server() -> None:
         b"GET /health HTTP/1.1\nHost: x\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n",
         b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\nx",
-        b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
+        b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxyz\r\n0\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: \0\r\n\r\n",
     ],
 )
@@ -73,9 +78,64 @@ def test_malformed_requests_are_refused_and_recorded(sim: LlamaCppSimulator, raw
     """What a sloppy server forgives is refused here, and a test can see why."""
     sock = connect(sim)
     sock.sendall(raw)
-    assert read_all(sock)[9:12] in (b"400", b"501")
+    assert read_all(sock)[9:12] == b"400"
     assert len(sim.violations) == 1
     assert sim.requests == ()
+
+
+def test_a_body_in_chunks_is_a_body(sim: LlamaCppSimulator) -> None:
+    """Clients that stream their request are understood, whatever the chunks' sizes, extensions and trailers."""
+    body = b'{"prompt":"hi","n_predict":2}'
+    head = b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n"
+    chunks = b"5\r\n" + body[:5] + b"\r\n%X;a=b\r\n" % len(body[5:]) + body[5:] + b"\r\n0\r\nX-T: 1\r\n\r\n"
+    sock = connect(sim)
+    for byte in head + chunks:
+        sock.sendall(bytes([byte]))
+    assert b'"content":" the quick"' in read_until(sock, b"stop_type")
+    sock.sendall(request_bytes("/health", method="GET", headers="Connection: close\r\n"))
+    assert read_all(sock).endswith(b'{"status":"ok"}')
+    assert [request.body for request in sim.requests] == [body, b""]
+
+
+def test_a_client_that_leaves_inside_a_chunk_is_seen(sim: LlamaCppSimulator) -> None:
+    """Half a body in chunks is no request, and no failure of the server's."""
+    with connect(sim) as sock:
+        sock.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc")
+    assert sim.wait_closed(1, WAIT)
+    assert sim.wait_for(lambda: sim.connections_open == 0, WAIT)
+    assert (sim.requests, sim.violations) == ((), ())
+
+
+def test_head_is_answered_without_a_body(sim: LlamaCppSimulator) -> None:
+    """The length is that of GET's body, and the connection goes on."""
+    sock = connect(sim)
+    sock.sendall(request_bytes("/health", method="HEAD"))
+    sock.sendall(request_bytes("/health", method="GET", headers="Connection: close\r\n"))
+    first, second, body = read_all(sock).split(b"\r\n\r\n")
+    assert [head.split(b"\r\n")[0] for head in (first, second)] == [b"HTTP/1.1 200 OK"] * 2
+    assert b"Content-Length: 15" in first
+    assert body == b'{"status":"ok"}'
+
+
+def test_without_a_descriptor_left_a_client_waits() -> None:
+    """A process that may open no more files serves on as soon as it may."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with LlamaCppSimulator() as sim:
+        waiting = socket.socket()
+        waiting.settimeout(WAIT)
+        next_free = os.dup(waiting.fileno())
+        os.close(next_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, limits[1]))
+        try:
+            waiting.connect(("127.0.0.1", sim.port))
+            waiting.sendall(request_bytes("/health", method="GET", headers="Connection: close\r\n"))
+            waiting.settimeout(SOON)
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        waiting.settimeout(WAIT)
+        assert read_all(waiting).endswith(b'{"status":"ok"}')
 
 
 def test_requests_are_recorded(sim: LlamaCppSimulator) -> None:

@@ -397,3 +397,35 @@ def test_metrics_have_the_recorded_names() -> None:
         text = requests.get(sim.url + "/metrics", timeout=WAIT).text
         assert 'vllm:engine_sleep_state{engine="0",model_name="recite",sleep_state="awake"} 0.0' in text
         assert gauge(sim, "num_preemptions_total") == 3
+
+
+def test_a_browser_may_ask_first() -> None:
+    """A preflight needs no key; what a page of another origin may read is said on every answer to it."""
+    asked = {"Origin": "http://page", "Access-Control-Request-Method": "POST"}
+    with VllmSimulator(api_key="k") as sim:
+        url = sim.url + "/v1/chat/completions"
+        allowed = requests.options(
+            url, headers={**asked, "Access-Control-Request-Headers": "authorization"}, timeout=WAIT
+        )
+        assert (allowed.status_code, allowed.text) == (200, "OK")
+        assert allowed.headers["access-control-allow-origin"] == "*"
+        assert allowed.headers["access-control-allow-headers"] == "authorization"
+        assert "POST" in allowed.headers["access-control-allow-methods"]
+        plain = requests.options(sim.url + "/health", headers={"Origin": "http://page"}, timeout=WAIT)
+        assert (plain.status_code, plain.headers["allow"]) == (405, "GET")
+        health = requests.get(sim.url + "/health", headers={"Origin": "http://page"}, timeout=WAIT)
+        assert health.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-origin" not in requests.get(sim.url + "/health", timeout=WAIT).headers
+
+
+def test_a_status_without_words_of_its_own_has_its_phrase() -> None:
+    """What the front end raises as an HTTP error is named by its status."""
+    with VllmSimulator() as sim:
+        sim.misbehave(Fault.status(429))
+        refused = requests.post(sim.url + "/v1/chat/completions", json={"messages": []}, timeout=WAIT)
+    assert refused.json()["error"] == {
+        "message": "Too Many Requests",
+        "type": "Too Many Requests",
+        "param": None,
+        "code": 429,
+    }

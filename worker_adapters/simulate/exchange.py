@@ -87,7 +87,8 @@ class Exchange:
             self.write(tail)
 
     def respond(self, status: int, headers: Sequence[Header], body: bytes) -> None:
-        """Sends a whole answer in one write. A Content-Length without a value marks the real one's place."""
+        """Sends a whole answer in one write, to HEAD without its body. A Content-Length without a value marks the real
+        one's place."""
         framing = self.framing
         fields = list(headers)
         if framing.gzip:
@@ -100,7 +101,8 @@ class Exchange:
             fields.append(("Content-Length", str(len(body))))
         length = str(len(body))
         fields = [(name, length if name.lower() == "content-length" and not value else value) for name, value in fields]
-        self.write(self._plain_head(status, fields) + body + framing.leftover)
+        sent = b"" if self.request.method == "HEAD" else body
+        self.write(self._plain_head(status, fields) + sent + framing.leftover)
 
     def json(self, status: int, value: Any, headers: Sequence[Header] = JSON_HEADERS) -> None:
         """Sends `value` as a JSON answer with its Content-Length."""

@@ -94,7 +94,11 @@ class LlamaCppSimulator(EngineSimulator):
         return exchange.request.method == "POST" and exchange.request.path in _GENERATES
 
     def answer(self, exchange: Exchange, fault: Fault) -> None:
-        """Answers as the engine does: key first, then readiness, then the path."""
+        """Answers as the engine does: key first, then readiness, then the path. A browser's question what a page may do
+        comes before all of them."""
+        if exchange.request.method == "OPTIONS":
+            exchange.respond(200, self._preflight_headers(exchange), b"")
+            return
         try:
             self._admit(exchange)
             if self.generates(exchange):
@@ -116,7 +120,7 @@ class LlamaCppSimulator(EngineSimulator):
 
     def _inform(self, exchange: Exchange) -> None:
         request = exchange.request
-        what = (request.method, request.path)
+        what = ("GET" if request.method == "HEAD" else request.method, request.path)
         if what in NOT_SUPPORTED:
             raise Refusal(501, NOT_SUPPORTED[what])
         if request.method == "POST" and request.path.startswith("/slots/"):
@@ -305,9 +309,24 @@ class LlamaCppSimulator(EngineSimulator):
             headers += [("X-Accel-Buffering", "no"), ("Content-Type", content_type), ("Transfer-Encoding", "chunked")]
         else:
             headers += [("Content-Type", content_type), ("Content-Length", "")]
-        if not exchange.keep_alive:
-            return [*headers, ("Connection", "close")]
-        return [*headers, ("Keep-Alive", "timeout=5, max=100")]
+        ranges = [("Accept-Ranges", "bytes")] if exchange.request.method == "HEAD" else []
+        return [*headers, self._connection(exchange), *ranges]
+
+    def _preflight_headers(self, exchange: Exchange) -> list[Header]:
+        """The head of the answer to OPTIONS, whatever the path."""
+        return [
+            ("Server", "llama.cpp"),
+            ("Access-Control-Allow-Origin", exchange.request.header("Origin") or ""),
+            ("Access-Control-Allow-Credentials", "true"),
+            ("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"),
+            ("Access-Control-Allow-Headers", "*"),
+            ("Content-Type", "text/html"),
+            self._connection(exchange),
+            ("Content-Length", ""),
+        ]
+
+    def _connection(self, exchange: Exchange) -> Header:
+        return ("Keep-Alive", "timeout=5, max=100") if exchange.keep_alive else ("Connection", "close")
 
     def error_body(
         self, status: int, message: str | None = None, kind: str | None = None, extra: dict[str, Any] | None = None

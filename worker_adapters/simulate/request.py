@@ -12,6 +12,7 @@ MAX_HEAD = 64 * 1024
 MAX_BODY = 256 * 1024 * 1024
 
 _REQUEST_LINE = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.([01])\Z")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}\Z")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*\Z", re.DOTALL)
 
 
@@ -67,13 +68,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Head:
-    """A parsed request head and how many body bytes follow it."""
+    """A parsed request head and the body that follows it: `body_length` bytes, or chunks."""
 
     method: str
     target: str
     version: str
     headers: tuple[tuple[str, str], ...]
     body_length: int
+    chunked: bool
     expects_continue: bool
 
 
@@ -90,16 +92,25 @@ def parse_head(raw: bytes) -> Head:
     version = "1." + match[3].decode()
     if version == "1.1" and names.count("host") != 1:
         raise BadRequest("an HTTP/1.1 request needs exactly one Host")
-    if "transfer-encoding" in names:
-        raise BadRequest("this server takes Content-Length bodies only", 501)
+    codings = [value.lower() for name, value in headers if name.lower() == "transfer-encoding"]
     lengths = [value for name, value in headers if name.lower() == "content-length"]
+    if codings and (codings != ["chunked"] or lengths or version == "1.0"):
+        raise BadRequest("a Transfer-Encoding that is not chunked alone, or one beside a Content-Length")
     if len(lengths) > 1 or any(not (value.isascii() and value.isdigit()) for value in lengths):
         raise BadRequest("malformed Content-Length")
     length = int(lengths[0]) if lengths else 0
     if length > MAX_BODY:
         raise BadRequest("body too large", 413)
     expects = any(name.lower() == "expect" and value.lower() == "100-continue" for name, value in headers)
-    return Head(match[1].decode(), match[2].decode(), version, headers, length, expects)
+    return Head(match[1].decode(), match[2].decode(), version, headers, length, bool(codings), expects)
+
+
+def parse_chunk_size(line: bytes) -> int:
+    """The bytes of the chunk that follows this line (without its CR LF). Raises BadRequest for what is no size."""
+    size = line.partition(b";")[0].strip()
+    if _CHUNK_SIZE.match(size) is None:
+        raise BadRequest("malformed chunk size")
+    return int(size, 16)
 
 
 def _parse_header(line: bytes) -> tuple[str, str]:

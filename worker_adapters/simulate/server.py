@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -12,16 +13,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import responses
 from types import TracebackType
 from typing import TypeVar
 
 from .exchange import Exchange
 from .peer import Gone, Peer
-from .request import MAX_HEAD, BadRequest, Head, Request, parse_head
+from .request import BadRequest, Request
+from .request_reader import RequestReader
 
 _Self = TypeVar("_Self", bound="SimServer")
 
 JOIN_SECONDS = 5.0  # how long close() waits for its threads, all together
+FULL_SECONDS = 0.05  # between two tries to accept while the process may open no more descriptors
 
 
 @dataclass(frozen=True)
@@ -213,14 +217,27 @@ class SimServer:
         poll.register(self._wake_read, select.POLLIN)
         while not self._stopping:
             poll.poll()
-            with contextlib.suppress(BlockingIOError, ConnectionError):
-                self._adopt(self._listener.accept()[0])
+            self._accept()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # a forked child may hold it as well
         self._listener.close()
         if self._unix_path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._unix_path)
+
+    def _accept(self) -> None:
+        """Takes a connection. One that the process has no descriptor for waits in the backlog until another ends."""
+        try:
+            sock = self._listener.accept()[0]
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            with self._changed:
+                self._changed.wait(FULL_SECONDS)
+            return
+        self._adopt(sock)
 
     def _adopt(self, sock: socket.socket) -> None:
         if self._unix_path is None:
@@ -280,6 +297,7 @@ class _Connection:
         self._number = number
         self._phase = "tls"
         self.peer = Peer(sock, server._wake_read, self._on_gone)
+        self._reader = RequestReader(self.peer)
 
     def _on_gone(self) -> None:
         self._server._record_close(ClientClose(self._number, time.monotonic(), self._phase))
@@ -307,47 +325,19 @@ class _Connection:
 
     def _read_request(self) -> Request | None:
         """The next request, or None when the connection is over. Answers a malformed one itself."""
+        idle = self._server._idle_timeout
         try:
-            head = self._read_head()
-            if head is None:
-                return None
-            body = self._read_body(head)
+            head = self._reader.head(None if idle is None else time.monotonic() + idle)
+            body = None if head is None else self._reader.body(head)
         except BadRequest as error:
             self._server._record_violation(str(error))
+            reason = responses[error.status]
             self.peer.write(
-                f"HTTP/1.1 {error.status} Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+                f"HTTP/1.1 {error.status} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
             )
             return None
-        if body is None:
+        if head is None or body is None:
+            if head is None and self.peer.buffer:
+                self._server._record_violation("the connection ended inside a request head")
             return None
         return Request(head.method, head.target, head.headers, body, self._number, time.monotonic(), head.version)
-
-    def _read_head(self) -> Head | None:
-        idle = self._server._idle_timeout
-        deadline = None if idle is None else time.monotonic() + idle
-        buffer = self.peer.buffer
-        while (end := buffer.find(b"\r\n\r\n")) < 0:
-            if len(buffer) > MAX_HEAD:
-                raise BadRequest("head too large", 431)
-            data = self.peer.read(deadline)
-            if not data:
-                if buffer:
-                    self._server._record_violation("the connection ended inside a request head")
-                return None
-            buffer += data
-        head = parse_head(bytes(buffer[:end]))
-        del buffer[: end + 4]
-        return head
-
-    def _read_body(self, head: Head) -> bytes | None:
-        buffer = self.peer.buffer
-        if head.expects_continue:
-            self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while len(buffer) < head.body_length:
-            data = self.peer.read()
-            if not data:
-                return None
-            buffer += data
-        body = bytes(buffer[: head.body_length])
-        del buffer[: head.body_length]
-        return body

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.utils import formatdate
+from http.client import responses
 from typing import Any
 
 from .engine import EngineSimulator, Withdrawn
@@ -23,6 +24,7 @@ from .recital import SENTENCE
 from .vllm_events import Run, pieces, whole
 from .vllm_facts import ENGINE_DEAD, ERRORS, FINGERPRINT, QUEUE_FULL, SCALE_OUT_OFF, detokenize, models, tokenize
 from .vllm_metrics import metrics_text
+from .vllm_preflight import is_preflight, preflight_headers
 from .vllm_request import load, read
 from .vllm_responses import response_pieces, response_whole
 
@@ -125,8 +127,12 @@ class VllmSimulator(EngineSimulator):
         return exchange.request.method == "POST" and exchange.request.path in _GENERATES
 
     def answer(self, exchange: Exchange, fault: Fault) -> None:
-        """Answers as the engine does: key first, then the path and the method."""
+        """Answers as the engine does: key first, then the path and the method. A browser's question what a page may do
+        comes before all of them."""
         request = exchange.request
+        if is_preflight(request):
+            exchange.respond(200, preflight_headers(request), b"OK")
+            return
         guarded = self.api_key is not None and request.path.startswith(_GUARDED)
         if guarded and request.header("Authorization") != f"Bearer {self.api_key}":
             exchange.respond(401, self._headers(exchange, "application/json", 401), self.error_body(401))
@@ -348,7 +354,9 @@ class VllmSimulator(EngineSimulator):
             headers.append(("content-length", ""))
         if content_type:
             headers.append(("content-type", content_type))
-        if status != 401:  # the key check stands before the layer that adds it
+        if status != 401:  # the key check stands before the layer that adds them
+            if exchange.request.header("Origin"):
+                headers.append(("access-control-allow-origin", "*"))
             headers.append(("vary", "Origin"))
         if self.request_id_headers:
             headers.append(("x-request-id", exchange.request.header("X-Request-Id") or uuid.uuid4().hex))
@@ -379,6 +387,7 @@ class VllmSimulator(EngineSimulator):
     def _error(
         self, status: int, message: str | None, kind: str | None, param: str | None, old: bool
     ) -> dict[str, Any]:
-        own_kind, own_message = ERRORS.get(status, ("InternalServerError", "Internal server error"))
+        phrase = responses.get(status, "Unknown")
+        own_kind, own_message = ERRORS.get(status, (phrase, phrase))
         fields = {"message": message or own_message, "type": kind or own_kind, "param": param, "code": status}
         return {"object": "error", **fields} if old else {"error": fields}
