@@ -497,3 +497,35 @@ def test_tool_calls_come_whole_where_a_server_sends_them_so() -> None:
                 ["".join(pieces) for _, pieces in CALLS]
             ]
             assert ("index" in calls[0][0]) == FLAVORS[flavor].call_index
+
+
+def test_ollamas_deltas_have_a_content_and_its_calls_a_chunk() -> None:
+    """As Ollama 0.33 writes them: the role once, content "" beside reasoning and calls, an empty finish."""
+    with OpenAISimulator(
+        flavor="ollama", model="m", reasoning=["Hm"], tool_calls=CALLS[:1], idle_timeout=0.05
+    ) as simulator:
+        body = {"model": "m", "messages": MESSAGES, "stream": True, "tools": TOOLS}
+        data = requests.post(simulator.base_url + "/chat/completions", json=body, timeout=WAIT).content
+        whole = requests.post(simulator.base_url + "/chat/completions", json={**body, "stream": False}, timeout=WAIT)
+    choices = [chunk["choices"][0] for chunk in events_of(data) if chunk != "[DONE]"]
+    (call,) = choices[1]["delta"].pop("tool_calls")
+    assert call["function"] == {"name": CALLS[0][0], "arguments": "".join(CALLS[0][1])}
+    assert [(choice["delta"], choice["finish_reason"]) for choice in choices] == [
+        ({"role": "assistant", "content": "", "reasoning": "Hm"}, None),
+        ({"content": ""}, None),
+        ({}, "tool_calls"),
+    ]
+    assert whole.json()["choices"][0]["message"]["content"] == ""
+
+
+@pytest.mark.parametrize(("flavor", "told"), [("ollama", [0, 0, 0, 3]), ("litellm", [0, 0, 0])])
+def test_usage_of_a_text_completion_in_a_stream(flavor: str, told: list[int]) -> None:
+    """Ollama says 0 until the real count behind the finish, if asked; LiteLLM says nothing else, asked or not."""
+    with OpenAISimulator(("Hi", " you"), flavor=flavor, model="m", idle_timeout=0.05) as simulator:
+        url = simulator.base_url + "/completions"
+        body = {"model": "m", "prompt": "x", "stream": True}
+        asked = requests.post(url, json={**body, "stream_options": {"include_usage": True}}, timeout=WAIT).content
+        plain = requests.post(url, json=body, timeout=WAIT).content
+    counts = [chunk["usage"]["completion_tokens"] for chunk in events_of(asked) if chunk != "[DONE]"]
+    assert counts == told
+    assert (b"usage" in plain) == (flavor == "litellm")

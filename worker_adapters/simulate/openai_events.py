@@ -102,6 +102,8 @@ def pieces(answer: Answer) -> Iterator[Piece]:
             if with_text:
                 continue
         if step.finish:
+            if flavor.whole_calls == "apart":
+                yield from form.calls(number)
             if flavor.interlude is not None:
                 yield Piece(event(flavor.interlude))
             yield Piece(form.chunk(number, form.nothing, step, None), finish=True)
@@ -142,11 +144,21 @@ class _Form:
         delta = self._delta(step)
         if delta is None:
             return None
-        first = self.flavor.role == "merged" and self.sent == 0
-        if first or self.flavor.role == "every":
-            return {"role": "assistant", **delta}
         if self.flavor.reasoning is None and step.kind == "call" and step.name and step.call == 0:
             return {"role": "assistant", "content": None, **delta}
+        return self._dressed(delta)
+
+    def calls(self, number: int) -> Iterator[Piece]:
+        """The whole calls in a chunk of their own."""
+        if self._calls:
+            yield Piece(self.chunk(number, self._dressed(self._gathered()), None, None), 1)
+
+    def _dressed(self, delta: dict[str, Any]) -> dict[str, Any]:
+        """A delta with the role and the empty content that the flavor puts beside it."""
+        if self.flavor.blank_content:
+            delta = {"content": "", **delta}
+        if self.flavor.role == "every" or (self.flavor.role == "merged" and self.sent == 0):
+            return {"role": "assistant", **delta}
         return delta
 
     def _delta(self, step: Step) -> dict[str, Any] | None:
@@ -215,7 +227,7 @@ class _Form:
         more: dict[str, Any] = {}
         if self.asked and flavor.usage_null:
             more["usage"] = None
-        if not self.chat and flavor.usage_zero_text:
+        if not self.chat and (flavor.usage_zero_text == "always" or (self.asked and flavor.usage_zero_text)):
             more["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         if self.sent == 0:
             more |= flavor.first
@@ -246,7 +258,7 @@ class _Form:
         how = self.flavor.usage
         if how == "groq" or not (self.asked or how == "always"):
             return
-        if not self.chat and self.flavor.usage_zero_text:
+        if not self.chat and self.flavor.usage_zero_text == "always":
             return
         choices = [{"index": 0, "delta": {}} if self.chat else {"index": 0}] if how == "choice" else []
         yield Piece(event(self.frame(choices, {"usage": self.answer.usage()})))
@@ -311,7 +323,9 @@ def _message(answer: Answer, steps: Sequence[Step]) -> dict[str, Any]:
             name, arguments = form._calls[step.call]
             form._calls[step.call] = (name, arguments + step.text)
     called = bool(form._calls)
-    content: Any = None if called or refusal is not None else text
+    content: Any = text
+    if called or refusal is not None:
+        content = "" if flavor.blank_content else None
     if reasoning and flavor.reasoning == "think":
         content = f"<think>{reasoning}</think>{text}"
     elif reasoning and flavor.reasoning == "content":

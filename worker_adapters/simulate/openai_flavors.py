@@ -68,15 +68,19 @@ class Flavor:
     finish chunk, asked or not), always (a chunk of its own, asked or not)."""
     usage_null: bool = True
     """usage is null on every other chunk, if asked for."""
-    usage_zero_text: bool = False
-    """Completions carry a zero usage on every chunk."""
+    usage_zero_text: str = ""
+    """Completions carry a zero usage on every chunk: always, and never the real one; asked: if asked for, and the real
+    one behind the finish."""
     usage_extra: Mapping[str, Any] = field(default_factory=dict)
     details: bool = True
     """Usage has the details objects."""
 
     reasoning: str | None = "reasoning_content"
     """The delta's key; "content" for a list of parts; "think" for tags inside the text; None: never sent."""
-    whole_calls: bool = False
+    blank_content: bool = False
+    """A delta without text has content "" beside what it has."""
+    whole_calls: str = ""
+    """Calls come whole, all in one delta: finish: on the finish chunk; apart: before it."""
     call_index: bool = True
     call_id_repeated: bool = False
 
@@ -182,7 +186,7 @@ FLAVORS: dict[str, Flavor] = {
         usage_extra={"queue_time": 0.02, "prompt_time": 0.003, "completion_time": 0.01, "total_time": 0.013},
         details=False,
         reasoning="reasoning",
-        whole_calls=True,
+        whole_calls="finish",
         refused=("logit_bias", "logprobs", "top_logprobs"),
         first={"x_groq": {"id": "req_01jbd6g2qdfw2adyrt2az8hz4w"}},
         last={"x_groq": {"id": "req_01jbd6g2qdfw2adyrt2az8hz4w"}},
@@ -202,7 +206,7 @@ FLAVORS: dict[str, Flavor] = {
         usage_null=False,
         details=False,
         reasoning="content",
-        whole_calls=True,
+        whole_calls="finish",
         call_index=False,
         finishes={"window": "model_length"},
         refused=("stream_options", "logprobs", "max_completion_tokens", "seed", "user"),
@@ -244,7 +248,7 @@ FLAVORS: dict[str, Flavor] = {
         last={"system_fingerprint": "vllm-0.32.0-a548cd6f"},  # that of the server behind it
         usage="choice",
         usage_null=False,
-        usage_zero_text=True,
+        usage_zero_text="always",
         responses_done=True,
         responses_named=False,
         owner="openai",
@@ -266,10 +270,11 @@ FLAVORS: dict[str, Flavor] = {
         role="merged",
         logprobs_null=False,
         usage_null=False,
-        usage_zero_text=True,
+        usage_zero_text="asked",
         details=False,
         reasoning="reasoning",
-        whole_calls=True,
+        blank_content=True,
+        whole_calls="apart",
         ignored=("max_completion_tokens", "n", "logit_bias", "tool_choice"),
         owner="library",
         pages={
