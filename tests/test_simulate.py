@@ -296,3 +296,33 @@ def test_head_has_the_real_head() -> None:
         b"Content-Type: application/json; charset=utf-8\r\nContent-Length: 15\r\nConnection: close\r\n"
         b"Accept-Ranges: bytes\r\n\r\n"
     )
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "n": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "said"),
+    [
+        ("/completion", {"prompt": "a", "json_schema": SCHEMA}, {"city": "the quick brown fox", "n": 7}),
+        (
+            "/v1/chat/completions",
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+            {"city": "the quick brown fox", "n": 7},
+        ),
+        (
+            "/v1/chat/completions",
+            {"response_format": {"type": "json_object", "schema": {"enum": ["owl"]}}},
+            "owl",
+        ),
+        ("/v1/chat/completions", {"response_format": {"type": "json_object"}}, {"answer": "the quick brown fox"}),
+        ("/v1/chat/completions", {"response_format": {"type": "text"}}, None),
+    ],
+)
+def test_a_schema_is_answered_with_an_instance_of_it(path: str, asked: dict[str, Any], said: Any) -> None:
+    """Where the engine holds its answer to a schema by a grammar, clients find what they asked for."""
+    with LlamaCppSimulator(("Hi",)) as sim:
+        body = {"messages": [{"role": "user", "content": "a"}], **asked}
+        answer = requests.post(sim.url + path, json=body, timeout=WAIT).json()
+    text = answer["choices"][0]["message"]["content"] if "choices" in answer else answer["content"]
+    assert text == "Hi" if said is None else json.loads(text) == said

@@ -28,6 +28,8 @@ from .llamacpp_facts import (
 )
 from .llamacpp_request import Job, Refusal, load, read_chat, read_completion, read_messages, render
 from .llamacpp_text import count_tokens, detokenize, tokenize
+from .openai_schema import instance
+from .openai_schema import pieces as json_pieces
 from .recital import SENTENCE, Recital
 
 _NATIVE = ("/completion", "/completions")
@@ -42,8 +44,9 @@ class LlamaCppSimulator(EngineSimulator):
     `tokens`: what it says, one text a token, then an end token; None: the words of the prompt (of the last user
     message), repeated up to the request's limit, so that crossed replies show. `endless` (or the request's ignore_eos)
     starts over in place of the end token. `reasoning` pieces come first on the chat endpoint; `tool_call` (name,
-    argument pieces) is its answer to a request with tools. `n_ctx` is the context of one slot. `delay` (seconds a
-    token), `prompt_delay` (seconds), `loading`, `sleeping`, `api_key` may be set at any time.
+    argument pieces) is its answer to a request with tools; a JSON schema is answered with an instance of it. `n_ctx` is
+    the context of one slot. `delay` (seconds a token), `prompt_delay` (seconds), `loading`, `sleeping`, `api_key` may
+    be set at any time.
     `model` and `build_info` are what /props tells; without `metrics` and `slots_endpoint` those two are switched off.
     `close_after_stream=False` keeps the connection after a stream, which the real one never does. Further options:
     those of EngineSimulator and SimServer.
@@ -194,6 +197,8 @@ class LlamaCppSimulator(EngineSimulator):
         tokens, cycle = self.tokens, self.endless or job.flag("ignore_eos")
         if tokens is None:
             tokens, cycle = tuple(" " + word for word in job.words.split()), cycle or job.limit is not None
+        if job.schema is not None:
+            tokens, cycle = json_pieces(instance(job.schema)), False
         if reasoning and job.body.get("reasoning_format") == "none":
             tokens, reasoning = ("<think>\n", *reasoning, "\n</think>", "\n\n", *tokens), ()
         recital = Recital(tokens, limit=job.limit, room=self.n_ctx - job.n_prompt, cycle=cycle, stop=job.stop)

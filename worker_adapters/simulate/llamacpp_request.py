@@ -31,6 +31,7 @@ _CLAMPS: dict[str, tuple[float, float]] = {
     "xtc_probability": (0.0, 1.0),
     "xtc_threshold": (0.0, 1.0),
 }
+_ANY_OBJECT = {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
 class Refusal(Exception):
@@ -71,6 +72,17 @@ class Job:
         """True if the client asked for a usage event."""
         options = self.body.get("stream_options")
         return isinstance(options, dict) and bool(options.get("include_usage"))
+
+    @property
+    def schema(self) -> Any:
+        """The JSON schema that the answer is held to; None without one."""
+        wanted = self.body.get("response_format") if self.chat else None
+        if not isinstance(wanted, dict):
+            return self.body.get("json_schema")
+        if wanted.get("type") == "json_object":
+            return wanted.get("schema") or _ANY_OBJECT
+        held = wanted.get("json_schema")
+        return held.get("schema") if isinstance(held, dict) else None
 
     @property
     def ping_interval(self) -> float | None:
