@@ -174,6 +174,24 @@ def test_other_refusals_of_the_framework(small: TgiSimulator) -> None:
         assert requests.get(old.url + "/v1/models", timeout=WAIT).status_code == 404
 
 
+def test_a_browser_may_ask_first() -> None:
+    """OPTIONS is answered whatever the path, without a key; HEAD is GET without a body."""
+    with TgiSimulator(api_key="k") as sim:
+        allowed = requests.options(sim.url + "/generate_stream", timeout=WAIT)
+        assert (allowed.status_code, allowed.content) == (200, b"")
+        assert [name for name in allowed.headers if name.startswith("access-control")] == [
+            "access-control-allow-methods",
+            "access-control-allow-headers",
+            "access-control-allow-origin",
+        ]
+        assert allowed.headers["access-control-allow-methods"] == "GET,POST"
+        info = requests.get(sim.url + "/info", timeout=WAIT)
+        head = requests.head(sim.url + "/info", timeout=WAIT)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(info.content))
+        assert requests.post(sim.url + "/info", timeout=WAIT).headers["allow"] == "GET,HEAD"
+
+
 def test_a_key_guards_the_generating_routes_alone() -> None:
     """Without it they are an empty 401; case does not matter; health and facts stay open."""
     with TgiSimulator(api_key="Secret") as sim:

@@ -25,6 +25,7 @@ from .tgi_script import Step
 _GETS = ("/", "/health", "/ping", "/info", "/metrics", "/v1/models")
 _POSTS = (*GENERATES, "/tokenize")
 KEEP_ALIVE = b":\n\n"
+_VARY = ("vary", "origin, access-control-request-method, access-control-request-headers")
 
 
 class TgiSimulator(TgiEngine):
@@ -57,7 +58,10 @@ class TgiSimulator(TgiEngine):
         """Answers as the engine does: the path and the method, the key, the body's form, and then its sense."""
         request = exchange.request
         path = request.path
-        methods = [method for method, paths in (("GET", _GETS), ("POST", _POSTS)) if path in paths]
+        if request.method == "OPTIONS":  # a browser asks what a page of another origin may do, whatever the path
+            exchange.respond(200, self._preflight_headers(exchange), b"")
+            return
+        methods = [method for method, paths in (("GET", _GETS), ("HEAD", _GETS), ("POST", _POSTS)) if path in paths]
         if not methods or (path == "/v1/models" and not self.version.since(2, 3)):
             exchange.respond(404, self._headers(exchange), b"")
         elif request.method not in methods:
@@ -73,7 +77,7 @@ class TgiSimulator(TgiEngine):
 
     def _dispatch(self, exchange: Exchange, fault: Fault) -> None:
         try:
-            if exchange.request.method == "GET":
+            if exchange.request.method in ("GET", "HEAD"):
                 self._inform(exchange)
             elif exchange.request.path == "/tokenize":
                 self._json(exchange, dump(tokenize(self._read(exchange, "native")["inputs"])))
@@ -218,15 +222,19 @@ class TgiSimulator(TgiEngine):
         length = [("transfer-encoding", "chunked")] if content_type == "text/event-stream" else [("content-length", "")]
         headers = [("content-type", content_type)] if content_type else length
         headers += own
-        headers += [
-            ("vary", "origin, access-control-request-method, access-control-request-headers"),
-            ("access-control-allow-origin", "*"),
-        ]
+        headers += [_VARY, ("access-control-allow-origin", "*")]
         if content_type:
             headers += length
-        if not exchange.keep_alive:
-            headers.append(("connection", "close"))
-        return [*headers, ("date", formatdate(usegmt=True))]
+        return [*headers, *self._last_headers(exchange)]
+
+    def _preflight_headers(self, exchange: Exchange) -> list[Header]:
+        allowed = [("access-control-allow-methods", "GET,POST"), ("access-control-allow-headers", "content-type")]
+        origin = [("access-control-allow-origin", "*"), ("content-length", "")]
+        return [_VARY, *allowed, *origin, *self._last_headers(exchange)]
+
+    def _last_headers(self, exchange: Exchange) -> list[Header]:
+        close = [] if exchange.keep_alive else [("connection", "close")]
+        return [*close, ("date", formatdate(usegmt=True))]
 
 
 def _characters(order: Order) -> int:
