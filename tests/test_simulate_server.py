@@ -138,6 +138,15 @@ def test_without_a_descriptor_left_a_client_waits() -> None:
         assert read_all(waiting).endswith(b'{"status":"ok"}')
 
 
+@pytest.mark.parametrize("length", ["999999999999", "9" * 5000])
+def test_a_body_without_end_is_refused_before_it_comes(sim: LlamaCppSimulator, length: str) -> None:
+    """A length beyond all bounds, or beyond all numbers, is 413."""
+    sock = connect(sim)
+    sock.sendall(f"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+    assert read_all(sock).startswith(b"HTTP/1.1 413 ")
+    assert sim.violations == ("body too large",)
+
+
 def test_requests_are_recorded(sim: LlamaCppSimulator) -> None:
     """Method, target, headers in order, body and connection of each request can be read afterwards."""
     read_all(ask(sim, "/completion?x=1", {"prompt": "hi"}, headers="X-One: 1\r\nConnection: close\r\n"))

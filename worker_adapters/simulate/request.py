@@ -12,6 +12,7 @@ MAX_HEAD = 64 * 1024
 MAX_BODY = 256 * 1024 * 1024
 
 _REQUEST_LINE = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.([01])\Z")
+_DIGITS = 18  # of a length: Python reads no number of thousands
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}\Z")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*\Z", re.DOTALL)
 
@@ -98,6 +99,8 @@ def parse_head(raw: bytes) -> Head:
         raise BadRequest("a Transfer-Encoding that is not chunked alone, or one beside a Content-Length")
     if len(lengths) > 1 or any(not (value.isascii() and value.isdigit()) for value in lengths):
         raise BadRequest("malformed Content-Length")
+    if lengths and len(lengths[0]) > _DIGITS:
+        raise BadRequest("body too large", 413)
     length = int(lengths[0]) if lengths else 0
     if length > MAX_BODY:
         raise BadRequest("body too large", 413)
