@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import resource
 import socket
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,11 +27,22 @@ from simulate_clients import (
     read_to_error,
     read_until,
     request_bytes,
+    split,
     token_events,
 )
-from worker_adapters.simulate import Exchange, Fault, LlamaCppSimulator, SimServer
+from worker_adapters.simulate import (
+    EngineSimulator,
+    Exchange,
+    Fault,
+    LlamaCppSimulator,
+    OpenAISimulator,
+    SimServer,
+    VllmSimulator,
+)
 
 pytestmark = pytest.mark.llamacpp
+
+MESSAGES = [{"role": "user", "content": "a"}]
 
 
 @pytest.fixture
@@ -257,3 +270,26 @@ def test_simulators_import_nothing_of_the_library() -> None:
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 assert all(str(name).split(".")[0] in sys.stdlib_module_names for name in names), path
+
+
+@pytest.mark.parametrize(
+    ("simulator", "path", "body"),
+    [
+        (VllmSimulator, "/v1/completions", {"prompt": "a", "stop": 1}),
+        (VllmSimulator, "/detokenize", {"tokens": [None]}),
+        (OpenAISimulator, "/v1/chat/completions", {"messages": MESSAGES, "tools": "x"}),
+        (OpenAISimulator, "/v1/completions", {"prompt": "a", "logprobs": "x", "stream": True}),
+        (LlamaCppSimulator, "/detokenize", {"tokens": "x"}),
+    ],
+)
+def test_a_field_of_a_strange_type_is_the_requests_fault(
+    simulator: type[EngineSimulator], path: str, body: dict[str, Any]
+) -> None:
+    """It is refused in the engine's form, the slot is free, the connection usable, and a test can see why."""
+    with simulator() as sim:
+        sock = ask(sim, path, body, headers="Content-Type: application/json\r\nConnection: close\r\n")
+        head, answer = split(read_all(sock))
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(answer)["error"]["message"] == "a field is of a wrong type"
+        assert (sim.busy, len(sim.violations)) == (0, 1)
+        assert sim.violations[0].startswith(f"{path} could not be read: ")

@@ -261,8 +261,19 @@ class EngineSimulator(SimServer):
         fault.install(exchange)
         if fault.kind == "silent_head" and not self.generates(exchange):
             fault.before_head(exchange)
-        if not fault.answers(exchange, self):
+        if fault.answers(exchange, self):
+            return
+        try:
             self.answer(exchange, fault)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            if exchange.head_sent:
+                raise
+            self._refuse_types(exchange, error)
+
+    def _refuse_types(self, exchange: Exchange, error: Exception) -> None:
+        """Answers a request that could not be read: engines check the types of many fields, simulators of few."""
+        self._record_violation(f"{exchange.request.path} could not be read: {type(error).__name__}: {error}")
+        exchange.respond(400, self.error_headers(exchange), self.error_body(400, "a field is of a wrong type"))
 
     @contextmanager
     def slot(

@@ -88,7 +88,7 @@ class Job:
     def ping_interval(self) -> float | None:
         """Seconds between SSE comments while the prompt is worked on; 30 by default, None when off."""
         value = self.body.get("sse_ping_interval")
-        seconds = 30 if value is None else int(value)
+        seconds = int(value) if isinstance(value, (int, float)) else 30
         return seconds if seconds > 0 else None
 
 

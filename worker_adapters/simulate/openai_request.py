@@ -53,6 +53,15 @@ class Job:
     limit: int | None
     stop: list[str]
     n: int = 1
+    logprobs: int | None = field(init=False)
+    """How many alternatives to list with each token; None: no logprobs."""
+
+    def __post_init__(self) -> None:
+        value: Any = self.body.get("logprobs")
+        if self.route == "chat":
+            self.logprobs = int(self.body.get("top_logprobs") or 0) if value else None
+        else:
+            self.logprobs = None if value is None or value is False else int(value)
 
     def flag(self, name: str, default: bool = False) -> bool:
         """A boolean field of the request; null means the default."""
@@ -68,14 +77,6 @@ class Job:
         """A boolean among the stream options."""
         options = self.body.get("stream_options")
         return isinstance(options, dict) and bool(options.get(name))
-
-    @property
-    def logprobs(self) -> int | None:
-        """How many alternatives to list with each token; None: no logprobs."""
-        value = self.body.get("logprobs")
-        if self.route == "chat":
-            return int(self.body.get("top_logprobs") or 0) if value else None
-        return None if value is None or value is False else int(value)
 
 
 def text_of(content: Any) -> str:
