@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 import urllib3
@@ -27,10 +27,9 @@ from worker_adapters.transport.reader import Exchange, drive, encode_request
 from worker_adapters.wire.delta import WireRequest
 from worker_adapters.wire.http1 import Head
 
-if TYPE_CHECKING:
-    import requests
-
 MAX_BODY = 8 * 1024 * 1024
+#: Sends a request with these headers, and gives its answer.
+Carry = Callable[[Mapping[str, str]], "Reply"]
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -77,10 +76,10 @@ class ControlClient:
         with loading:
             import requests  # 130 ms, and an adapter that only streams never needs it
 
-        def carry(prepared: requests.PreparedRequest) -> Reply:
+        def carry(headers: Mapping[str, str]) -> Reply:
             exchange = Exchange(self._endpoint, self._pool, self._network, Job(new_job_id()))
-            headers, body = prepared.headers.items(), request.body
-            steps = fetch(exchange, request.path, headers, budget=timeout, method=request.method, body=body)
+            said, body = headers.items(), request.body
+            steps = fetch(exchange, request.path, said, budget=timeout, method=request.method, body=body)
             return drive(steps, self._network, timeout, self._endpoint)
 
         scheme = "https" if self._endpoint.tls else "http"
@@ -100,7 +99,7 @@ class ControlClient:
             del fault
 
 
-def _session(requests: Any, carry: Callable[[Any], Reply]) -> Any:
+def _session(requests: Any, carry: Carry) -> Any:
     """A session that sends what we say and nothing else: no cookies of others, no netrc, no environment.
 
     For one request: its locks would not survive a fork beside another thread, nor its cookies be anybody's business.
@@ -116,24 +115,31 @@ def _session(requests: Any, carry: Callable[[Any], Reply]) -> Any:
 
 @functools.cache
 def _carrier(requests: Any) -> Any:
-    """requests' own adapter, but for the connection, which is ours."""
+    """requests' own adapter, but for the connection, which is ours.
+
+    Its ``send`` is left as it is: that is what the package ``responses`` takes the place of.
+    """
 
     class Carrier(requests.adapters.HTTPAdapter):  # type: ignore[misc]  # the module is passed in: it has no type here
-        def __init__(self, carry: Callable[[Any], Reply]) -> None:
+        def __init__(self, carry: Carry) -> None:
             super().__init__()
             self._carry = carry
 
-        def send(self, request: Any, **_options: Any) -> Any:
-            reply = self._carry(request)
-            answer = urllib3.HTTPResponse(
+        def get_connection_with_tls_context(self, *_args: Any, **_options: Any) -> Carrier:
+            return self
+
+        get_connection = get_connection_with_tls_context  # before requests 2.32
+
+        def urlopen(self, method: str, headers: Mapping[str, str], **_options: Any) -> urllib3.HTTPResponse:
+            reply = self._carry(headers)
+            return urllib3.HTTPResponse(
                 body=io.BytesIO(reply.body),
                 headers=list(reply.head.headers),  # type: ignore[arg-type]  # pairs are accepted, the stub is narrow
                 status=reply.status,
                 preload_content=False,
                 decode_content=False,
-                request_method=request.method,
+                request_method=method,
             )
-            return self.build_response(request, answer)
 
     return Carrier
 
