@@ -44,9 +44,9 @@ class LlamaCppSimulator(EngineSimulator):
     `tokens`: what it says, one text a token, then an end token; None: the words of the prompt (of the last user
     message), repeated up to the request's limit, so that crossed replies show. `endless` (or the request's ignore_eos)
     starts over in place of the end token. `reasoning` pieces come first on the chat endpoint; `tool_call` (name,
-    argument pieces) is its answer to a request with tools; a JSON schema is answered with an instance of it. `n_ctx` is
-    the context of one slot. `delay` (seconds a token), `prompt_delay` (seconds), `loading`, `sleeping`, `api_key` may
-    be set at any time.
+    argument pieces) is its answer to a request with tools; a JSON schema is answered with an instance of it, or, with
+    `grammars` False, `tokens` are taken to fit any. `n_ctx` is the context of one slot. `delay` (seconds a token),
+    `prompt_delay` (seconds), `loading`, `sleeping`, `api_key` may be set at any time.
     `model` and `build_info` are what /props tells; without `metrics` and `slots_endpoint` those two are switched off.
     `close_after_stream=False` keeps the connection after a stream, which the real one never does. Further options:
     those of EngineSimulator and SimServer.
@@ -67,6 +67,7 @@ class LlamaCppSimulator(EngineSimulator):
         tool_call: ToolCall | None = None,
         metrics: bool = True,
         slots_endpoint: bool = True,
+        grammars: bool = True,
         close_after_stream: bool = True,
         **options: Any,
     ) -> None:
@@ -75,6 +76,7 @@ class LlamaCppSimulator(EngineSimulator):
         options.setdefault("max_requests", 100)
         super().__init__(tokens, endless=endless, **options)
         self.n_ctx = n_ctx
+        self.grammars = grammars
         self.api_key = api_key
         self.loading = loading
         self.sleeping = sleeping
@@ -197,7 +199,7 @@ class LlamaCppSimulator(EngineSimulator):
         tokens, cycle = self.tokens, self.endless or job.flag("ignore_eos")
         if tokens is None:
             tokens, cycle = tuple(" " + word for word in job.words.split()), cycle or job.limit is not None
-        if job.schema is not None:
+        if job.schema is not None and self.grammars:
             tokens, cycle = json_pieces(instance(job.schema)), False
         if reasoning and job.body.get("reasoning_format") == "none":
             tokens, reasoning = ("<think>\n", *reasoning, "\n</think>", "\n\n", *tokens), ()
