@@ -40,7 +40,7 @@ def cancelling(stream: Cancellable) -> Iterator[Interrupt]:
     """While inside, Ctrl-C cancels ``stream``. A process that was told to ignore Ctrl-C (nohup, ``&``) still does."""
     interrupt = Interrupt(stream)
     before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN:
+    if before is None or before == signal.SIG_IGN:  # None: somebody else's, not set from Python
         yield interrupt
         return
     signal.signal(signal.SIGINT, interrupt.handle)

@@ -13,6 +13,8 @@ def main() -> NoReturn:
     """Run the command in ``sys.argv`` and exit; cli.exits says with what code."""
     try:
         from worker_adapters.cli.commands import execute
+
+        sys.exit(execute())
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in NEEDED:
@@ -20,6 +22,5 @@ def main() -> NoReturn:
         hint = 'pip install "worker-adapters[cli]"'
         print(f"worker-adapters: the command line needs {missing}: {hint}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # between two places that know better what to do
         sys.exit(130)
-    sys.exit(execute())
