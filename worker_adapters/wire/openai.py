@@ -243,9 +243,12 @@ def fault_beneath(error: GarbledEvent, data: bytes) -> Delta:
     :raises GarbledEvent: it does not.
     """
     fault = fault_in(data)
-    if fault is None:
+    if fault is not None:
+        return Delta(fault=fault)
+    try:
         raise error
-    return Delta(fault=fault)
+    finally:
+        del error  # else error -> traceback -> this frame -> error is a cycle
 
 
 def _ours(choices: list[_Choice] | None) -> _Choice | None:
