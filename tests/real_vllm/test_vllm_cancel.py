@@ -160,19 +160,22 @@ def test_the_route_that_aborts(narrow: RealVllm, make: Make, task: Any, record_p
 def test_a_route_that_is_switched_off_is_asked_once(plain: RealVllm, make: Make) -> None:
     """A server without the route says 403 to the first cancel, and is not asked again.
 
-    On a machine that stalls, the answer may come after the adapter has stopped waiting for it; then it asks once more.
+    On a machine that stalls, an adapter may not even reach it in time, and leaves the route alone for a minute; or the
+    answer may come after it has stopped waiting, and it asks once more.
     """
     door = make(Door, plain.port)
-    engine = make(VllmHttpAdapter, door.url)
-    asked = []
-    for _ in range(8):
+
+    def cancel_one(engine: VllmHttpAdapter) -> int:
         stream = engine.submit("Go", **{**LONG, "max_tokens": 500})
         take(stream, 3)
         assert engine.cancel(stream.job_id)
         assert [frame.finish_reason for frame in stream] == ["cancelled"]
         freed(plain, time.monotonic())
-        asked.append(door.count(ABORT))
-    assert asked[0] == 1
+        return door.count(ABORT)
+
+    engines = (make(VllmHttpAdapter, door.url) for _ in range(10))
+    engine = next(each for each in engines if cancel_one(each))
+    asked = [cancel_one(engine) for _ in range(7)]
     assert asked[-1] == asked[-4]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,14 +58,26 @@ def test_the_engine_dies(narrow: RealVllm, make: Make, record_property: Figures)
         engine.props()
 
 
+def in_mid_stream(server: RealVllm, engine: VllmHttpAdapter) -> list[Reader]:
+    """Eight streams of an engine that stands still: however long the machine takes to kill it, none ends by itself."""
+    while True:
+        readers = [Reader(engine.submit(task, **LONG), at=2) for task in ("Go", CHAT) * 4]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.wait()
+        os.kill(server.engine_pid(), signal.SIGSTOP)
+        if all(len(reader.frames) < LONG["max_tokens"] / 2 for reader in readers):
+            return readers
+        os.kill(server.engine_pid(), signal.SIGCONT)  # the machine stalled: again
+        for reader in readers:
+            reader.finish()
+
+
 def test_all_of_it_dies(plain: RealVllm, make: Make, record_property: Figures) -> None:
     """Streams of a server that is killed whole end within a second as truncated, with exactly what was delivered."""
     engine = make(VllmHttpAdapter, plain.url, retry={"attempts": 1})
-    readers = [Reader(engine.submit(task, **LONG), at=2) for task in ("Go", CHAT) * 4]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.wait()
+    readers = in_mid_stream(plain, engine)
     killed = time.monotonic()
     plain.kill()
     for reader in readers:
